@@ -1,0 +1,457 @@
+"""One trial's complete configuration, its validation and its content id.
+
+A configuration has two forms that convert into each other without loss: the frozen
+`TrialConfig`, for code, and a flat mapping of dotted names such as ``optim.lr``, for grids, the
+store and tables. Everything that changes the predictions is in it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+from sweeper.errors import ConfigError, nearest
+from sweeper.registry import entry
+
+# Changing any default, here or of a registry entry, renames trials: it needs a new version and
+# an `upgrade` step (tests/sweeper/test_config.py pins every default).
+SCHEMA_VERSION = 1
+
+RECORD_SCHEDULES = ("epoch", "log", "manifold")
+
+Options = tuple[tuple[str, Any], ...]
+Flat = dict[str, Any]
+
+
+def _number(
+    default: Any = MISSING,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A numeric field with its range; required when it has no default."""
+    bounds = {"at_least": at_least, "above": above, "below": below}
+    return field(
+        **({} if default is MISSING else {"default": default}),
+        metadata={key: value for key, value in bounds.items() if value is not None},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data set; `options` are those of the registry entry `name`."""
+
+    name: str
+    options: Options = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture; `options` are those of the registry entry `name`."""
+
+    name: str
+    options: Options = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The factor on the learning rate, evaluated at every step."""
+
+    name: str = "constant"
+    warmup_epochs: float = _number(0.0, at_least=0)  # linear from 0, before the schedule proper
+    options: Options = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer, its peak learning rate and the number of samples in a step."""
+
+    name: str
+    lr: float = _number(above=0)
+    batch_size: int = _number(128, at_least=1)
+    schedule: ScheduleConfig = ScheduleConfig()
+    options: Options = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizeConfig:
+    """What is added to the loss or the network against overfitting."""
+
+    weight_decay: float = _number(0.0, at_least=0)
+    dropout: float = _number(0.0, at_least=0, below=1)  # probability of dropping a unit
+    label_smoothing: float = _number(0.0, at_least=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """The random transformation of every training batch."""
+
+    name: str = "none"
+    options: Options = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """How the weights are drawn before training."""
+
+    name: str = "torch"
+    options: Options = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """When predictions are recorded, and what of the training set.
+
+    `schedule` is `epoch`, `log`, `manifold` or a list of epochs (fractions allowed); the moment
+    before training and the last one are always recorded. `train` is `none`, `metrics` (loss and
+    accuracy on the clean training set) or `predictions` (stored as well).
+    """
+
+    schedule: str | tuple[float, ...] = "epoch"
+    train: typing.Literal["none", "metrics", "predictions"] = "metrics"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """One complete configuration, seed included.
+
+    Raises
+    ------
+    ConfigError : from `from_flat`, when a key, name, type or value is not allowed.
+    """
+
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    regularize: RegularizeConfig = RegularizeConfig()
+    augment: AugmentConfig = AugmentConfig()
+    init: InitConfig = InitConfig()
+    record: RecordConfig = RecordConfig()
+    epochs: int = _number(at_least=1)
+    precision: typing.Literal["float32"] = "float32"
+    seed: int = _number(0, at_least=0, below=2**63)
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Any]) -> TrialConfig:
+        """Validate a flat mapping of dotted names and fill in the defaults."""
+        check_keys(flat)
+        remaining = dict(flat)
+        config = _build(cls, "", remaining)
+        if remaining:
+            raise _inapplicable(next(iter(remaining)), flat)
+        _check_together(config)
+        return typing.cast("TrialConfig", config)
+
+    def to_flat(self) -> Flat:
+        """Every field and option by its dotted name, defaults included; tuples as lists."""
+        return dict(_flatten(self, ""))
+
+    @functools.cached_property
+    def identity(self) -> Flat:
+        """The fields that differ from their defaults: what the id is made of."""
+        defaults = default_values({key: value for key, value in self.to_flat().items()})
+        return {
+            key: value
+            for key, value in self.to_flat().items()
+            if key not in defaults or value != defaults[key]
+        }
+
+    @functools.cached_property
+    def trial_id(self) -> str:
+        """`t` and 12 hex digits of the SHA-256 of the canonical identity (see `content_id`)."""
+        return content_id(self.identity)
+
+
+def content_id(identity: Mapping[str, Any], schema: int = SCHEMA_VERSION) -> str:
+    """The id of an identity: `t` + SHA-256 over its canonical JSON, 12 hex digits.
+
+    Canonical is sorted keys, no white space and shortest round-trip floats. The `t` keeps
+    spreadsheets and YAML from reading `86e501496586` as a number.
+    """
+    text = json.dumps(
+        {"schema": schema, "trial": dict(identity)},
+        sort_keys=True,
+        separators=(",", ":"),
+        allow_nan=False,
+    )
+    return "t" + hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# --- the schema, read off the dataclasses ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One field: its type, its default (MISSING when required) and its range."""
+
+    type: Any
+    default: Any
+    bounds: Mapping[str, float]
+
+
+@functools.cache
+def schema() -> Mapping[str, Leaf]:
+    """Every field by its dotted name; options of registry entries are not among them."""
+    return types.MappingProxyType(dict(_leaves(TrialConfig, "")))
+
+
+@functools.cache
+def named_sections() -> tuple[str, ...]:
+    """The prefixes that name a registry entry: `data`, `model`, `optim.schedule` and so on."""
+    return tuple(key.removesuffix(".name") for key in schema() if key.endswith(".name"))
+
+
+def sections() -> tuple[str, ...]:
+    """The top-level mappings of a configuration."""
+    return tuple(dict.fromkeys(key.split(".")[0] for key in schema() if "." in key))
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _leaves(cls: type, prefix: str) -> Iterable[tuple[str, Leaf]]:
+    for item in dataclasses.fields(cls):
+        kind = _hints(cls)[item.name]
+        if item.name == "options":
+            continue
+        if dataclasses.is_dataclass(kind):
+            yield from _leaves(typing.cast("type", kind), f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, Leaf(kind, item.default, item.metadata)
+
+
+def _axis(section: str) -> str:
+    """The registry axis of a named section: the last part of its dotted name."""
+    return section.rpartition(".")[2]
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """Refuse a key that no trial could have, whatever its registry entries are."""
+    for key in keys:
+        section = key.rpartition(".")[0]
+        if key not in schema() and section not in named_sections():
+            raise ConfigError(
+                key,
+                "unknown key",
+                f"known: {', '.join(schema())}, and the options of {', '.join(named_sections())}",
+                nearest(key, schema()),
+            )
+
+
+def default_values(flat: Mapping[str, Any]) -> Flat:
+    """The defaults of all fields, and of the options of the entries that `flat` names."""
+    names = {section: flat.get(f"{section}.name") for section in named_sections()}
+    return dict(_defaults(tuple(names.items())))
+
+
+@functools.lru_cache(maxsize=4096)
+def _defaults(names: tuple[tuple[str, str | None], ...]) -> Flat:
+    values = {key: leaf.default for key, leaf in schema().items() if leaf.default is not MISSING}
+    for section, given in names:
+        name = given if isinstance(given, str) else values.get(f"{section}.name")
+        if name is None:
+            continue
+        found = entry(_axis(section), name)
+        values |= {f"{section}.{key}": default for key, default in found.defaults.items()}
+    return {key: _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would give it back: tuples as lists."""
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _flatten(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
+    for item in dataclasses.fields(value):
+        inner = getattr(value, item.name)
+        if item.name == "options":
+            yield from ((prefix + key, _plain(option)) for key, option in inner)
+        elif dataclasses.is_dataclass(inner):
+            yield from _flatten(inner, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, _plain(inner)
+
+
+# --- building and checking ------------------------------------------------------------------
+
+
+def _build(cls: type, prefix: str, remaining: Flat) -> Any:
+    """Take this section's keys out of `remaining` and build it."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):
+        key, kind = prefix + item.name, _hints(cls)[item.name]
+        if item.name == "options":
+            values["options"] = _take_options(prefix.rstrip("."), values["name"], remaining)
+        elif dataclasses.is_dataclass(kind):
+            values[item.name] = _build(typing.cast("type", kind), f"{key}.", remaining)
+        elif key in remaining:
+            values[item.name] = _in_range(key, coerce(key, remaining.pop(key), kind), item.metadata)
+        elif item.default is MISSING:
+            raise ConfigError(key, "missing", f"every trial needs {_a(kind)} here")
+    return cls(**values)
+
+
+def _take_options(section: str, name: str, remaining: Flat) -> Options:
+    """The options of the section's registry entry, all of them, sorted by name."""
+    axis = _axis(section)
+    try:
+        found = entry(axis, name)
+    except ConfigError as error:
+        raise ConfigError(f"{section}.name", error.found, error.allowed, error.hint) from error
+    options = []
+    for option, default in sorted(found.defaults.items()):
+        key = f"{section}.{option}"
+        given = remaining.pop(key, default)
+        options.append((option, coerce(key, given, found.types[option])))
+    return tuple(options)
+
+
+def _inapplicable(key: str, flat: Mapping[str, Any]) -> ConfigError:
+    """The error for an option that the section's entry does not take."""
+    section, _, option = key.rpartition(".")
+    axis = _axis(section)
+    found = entry(axis, default_values(flat).get(f"{section}.name") or flat[f"{section}.name"])
+    if option in found.supplied:
+        return ConfigError(
+            key, f"{axis} options do not include `{option}`", hint=f"set `regularize.{option}`"
+        )
+    known = [item for item in schema() if item.rpartition(".")[0] == section]
+    known += [f"{section}.{name}" for name in found.defaults]
+    return ConfigError(
+        key,
+        f"{axis} `{found.name}` has no option `{option}`",
+        f"allowed: {', '.join(known)}",
+        nearest(key, known),
+    )
+
+
+def _check_together(config: TrialConfig) -> None:
+    """What no single field can tell."""
+    schedule = config.record.schedule
+    if isinstance(schedule, str) and schedule not in RECORD_SCHEDULES:
+        raise ConfigError(
+            "record.schedule",
+            f"unknown schedule `{schedule}`",
+            f"known: {', '.join(RECORD_SCHEDULES)}, or a list of epochs",
+            nearest(schedule, RECORD_SCHEDULES),
+        )
+    if not isinstance(schedule, str) and any(not 0 <= t <= config.epochs for t in schedule):
+        raise ConfigError(
+            "record.schedule", f"`{list(schedule)}`", f"epochs from 0 to {config.epochs}"
+        )
+    if config.optim.schedule.warmup_epochs > config.epochs:
+        raise ConfigError(
+            "optim.schedule.warmup_epochs",
+            f"`{config.optim.schedule.warmup_epochs}`",
+            f"at most the {config.epochs} epochs of the trial",
+        )
+    takes_dropout = "dropout" in entry("model", config.model.name).supplied
+    if config.regularize.dropout and not takes_dropout:
+        raise ConfigError(
+            "regularize.dropout",
+            f"`{config.regularize.dropout}`, but model `{config.model.name}` takes no dropout",
+            "0, or a model whose function has a keyword `dropout`",
+        )
+
+
+def coerce(key: str, value: Any, kind: Any) -> Any:
+    """`value` as an instance of the annotation `kind`.
+
+    Whole floats become ints and ints become floats where that loses nothing; lists become
+    tuples. Booleans are never numbers, and NaN and infinities are refused.
+
+    Raises
+    ------
+    ConfigError : naming `key`, what was found, and what is allowed.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is typing.Any:
+        return value
+    if origin is typing.Literal:
+        if value in arguments and type(value) in {type(item) for item in arguments}:
+            return value
+    elif origin in (types.UnionType, typing.Union):
+        for option in arguments:
+            try:
+                return coerce(key, value, option)
+            except ConfigError:
+                continue
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(coerce(f"{key}[{i}]", item, arguments[0]) for i, item in enumerate(value))
+    elif kind in (bool, str, types.NoneType):
+        if isinstance(value, kind):
+            return value
+    elif kind is int and _is_number(value) and value == int(value):
+        return int(value)
+    elif kind is float and _is_number(value):
+        return float(value) + 0.0  # -0.0 is 0.0
+    hint = nearest(value, arguments) if isinstance(value, str) and origin is typing.Literal else ""
+    raise ConfigError(key, f"`{_shown(value)}`", f"{_a(kind)} is needed", hint)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer too large for a float
+        return False
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _a(kind: Any) -> str:
+    """The annotation in words."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(f"`{item}`" for item in arguments)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_a(item) for item in arguments)
+    if origin is tuple:
+        return f"a list, each item {_a(arguments[0])},"
+    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a name"}
+    return names.get(kind, "null" if kind is types.NoneType else str(kind))
+
+
+def _in_range(key: str, value: Any, bounds: Mapping[str, float]) -> Any:
+    checks = {
+        "at_least": lambda bound: value >= bound,
+        "above": lambda bound: value > bound,
+        "below": lambda bound: value < bound,
+    }
+    if all(checks[name](bound) for name, bound in bounds.items()):
+        return value
+    words = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
+    raise ConfigError(key, f"`{_shown(value)}`", f"a number {words} is needed")
+
+
+def upgrade(flat: Mapping[str, Any], version: int) -> Flat:
+    """A stored configuration in today's schema.
+
+    Raises
+    ------
+    ConfigError : it was written by a newer schema.
+    """
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            "config",
+            f"schema version {version}",
+            f"this sweeper reads up to {SCHEMA_VERSION}",
+            "install the version of sweeper that wrote it",
+        )
+    return dict(flat)

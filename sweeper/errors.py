@@ -1,0 +1,101 @@
+"""What can go wrong, said the same way everywhere.
+
+::
+
+    SweeperError                 exit 2   anything a user can act on
+    ├── ConfigError              exit 2   one trial's configuration
+    ├── ExpressionError          exit 2   derive, exclude, --where
+    ├── GridError                exit 2   a grid file
+    ├── PlanError                exit 2   a grid that cannot become a sweep
+    ├── SweepDirError            exit 2   a sweep directory, its lock or its journal
+    ├── AnalysisError            exit 2   a selection or a reduction of a store
+    └── StoreError               exit 5   a store that is damaged or inconsistent
+        ├── FormatVersionError   exit 2   a store newer than this code
+        ├── MissingStoreError    exit 2   no store, trial or array of that name
+        └── HoleError            exit 5   a snapshot that should be there is not
+
+Every message reads ``where: found; allowed`` and may carry a hint.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SweeperError(Exception):
+    """An error a user can act on.
+
+    Parameters
+    ----------
+    where : the file, key or trial that is wrong.
+    found : what is there, values in backticks.
+    allowed : what may be there.
+    hint : what to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: str, found: str, allowed: str = "", hint: str = "") -> None:
+        # All four go to Exception.args, so that the error survives pickling across processes.
+        super().__init__(where, found, allowed, hint)
+        self.where, self.found, self.allowed, self.hint = where, found, allowed, hint
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.found}" + (f"; {self.allowed}" if self.allowed else "")
+
+    def within(self, where: str) -> SweeperError:
+        """The same error, seen from further out: `where` is put before its place."""
+        return type(self)(f"{where}: {self.where}", self.found, self.allowed, self.hint)
+
+
+class ConfigError(SweeperError):
+    """A trial's configuration is not one that can be run."""
+
+
+class ExpressionError(SweeperError):
+    """An expression in `derive`, `exclude` or `--where` is not allowed or fails."""
+
+
+class GridError(SweeperError):
+    """A grid file does not describe a set of trials."""
+
+
+class PlanError(SweeperError):
+    """A grid's trials cannot be run as one sweep."""
+
+
+class SweepDirError(SweeperError):
+    """A sweep directory is missing, held by another driver, or inconsistent."""
+
+
+class AnalysisError(SweeperError):
+    """A selection or reduction of a store cannot be made."""
+
+
+class StoreError(SweeperError):
+    """A store is damaged or inconsistent."""
+
+    exit_code = 5
+
+
+class FormatVersionError(StoreError):
+    """A store was written by a newer format than this code reads."""
+
+    exit_code = 2
+
+
+class MissingStoreError(StoreError):
+    """There is no store, trial or array of that name."""
+
+    exit_code = 2
+
+
+class HoleError(StoreError):
+    """A snapshot below the number recorded is absent."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest spelling, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean `{matches[0]}`?" if matches else ""
