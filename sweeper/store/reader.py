@@ -1,0 +1,312 @@
+"""Read a prediction store: the trials, their snapshots, their predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sweeper.errors import HoleError, MissingStoreError, StoreError, nearest
+from sweeper.store.local import LocalObjects
+from sweeper.store.schema import Array, sealed_key, staging_key
+from sweeper.store.staging import StagedTrial, open_array, read_array
+from sweeper.store.writer import attempts, check_format
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PREDICTIONS = "predictions.zarr"  # a sweep directory's store
+
+Selection = slice | int | Sequence[int] | Array
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a prediction store for reading.
+
+    Parameters
+    ----------
+    path : a sweep directory, or the folder of a store.
+
+    Raises
+    ------
+    MissingStoreError : there is none. FormatVersionError : it is of a newer format.
+    """
+    if "://" in str(path):
+        raise MissingStoreError(str(path), "a URL", "a folder (object stores are not read yet)")
+    folder = Path(path)
+    inside = folder / PREDICTIONS
+    objects = LocalObjects(inside if inside.is_dir() else folder)
+    check_format(objects)
+    return Store(objects)
+
+
+class Store:
+    """A prediction store, read only. Safe to use while trials are being recorded.
+
+    What is complete never changes; a trial in progress is read as it is at each call.
+    """
+
+    def __init__(self, objects: LocalObjects) -> None:
+        self._objects = objects
+        self._sealed: dict[str, dict[str, Any]] = {}
+        self._sample_sets: dict[str, dict[str, Any]] = {}
+
+    @property
+    def path(self) -> Path:
+        """The store's own folder."""
+        return self._objects.root
+
+    # --- trials ---------------------------------------------------------------------------
+
+    def trial_ids(self) -> list[str]:
+        """Ids of all trials of which anything is stored, sorted."""
+        sealed = set(self.complete_ids())
+        return sorted(sealed | {name for name in self._staged_ids() if name not in sealed})
+
+    def complete_ids(self) -> list[str]:
+        """Ids of the sealed trials (complete or diverged), sorted."""
+        return [name for name in self._objects.names("trials") if self._attributes(name)]
+
+    def _staged_ids(self) -> list[str]:
+        """Trials with a claimed attempt: the folder comes a moment before the claim."""
+        return [
+            name
+            for name in self._objects.names("staging")
+            if any(
+                self._objects.exists(f"{staging_key(name, number)}/zarr.json")
+                for number in attempts(self._objects, name)
+            )
+        ]
+
+    def trials(self) -> pd.DataFrame:
+        """One row a trial, indexed by `trial_id`.
+
+        Columns: every configuration field by its dotted name (lists as tuples; None where a
+        trial has no such option), `state` (`complete`, `diverged` or `incomplete`),
+        `n_snapshots`, `digest` (None unless sealed), and the last snapshot's metrics.
+        """
+        import pandas as pd
+
+        rows = [self._trial_row(trial_id) for trial_id in self.trial_ids()]
+        columns = ["trial_id", "state", "n_snapshots", "digest"]
+        table = pd.DataFrame.from_records(rows) if rows else pd.DataFrame(columns=columns)
+        return table.set_index("trial_id")
+
+    def _trial_row(self, trial_id: str) -> dict[str, Any]:
+        found = self._attributes(trial_id)
+        header = found or StagedTrial(self._objects, trial_id).header
+        row: dict[str, Any] = {"trial_id": trial_id}
+        row |= {key: _hashable(value) for key, value in header["config"].items()}
+        table = self._moments(trial_id)
+        row |= {
+            "state": found["state"] if found else "incomplete",
+            "n_snapshots": len(table["step"]),
+            "digest": found["digest"] if found else None,
+        }
+        return row | {name: table[name][-1] for name in header["metrics"] if table[name]}
+
+    def snapshots(self, trial_id: str) -> pd.DataFrame:
+        """One row a snapshot: `snapshot`, `step`, `epoch`, `time` and the metrics."""
+        import pandas as pd
+
+        table = pd.DataFrame(self._moments(trial_id))
+        table.insert(0, "snapshot", np.arange(len(table)))
+        return table
+
+    def _moments(self, trial_id: str) -> dict[str, list[Any]]:
+        """Columns of step, epoch, time and metrics, one value a snapshot."""
+        found = self._attributes(trial_id)
+        if found:
+            columns = {"step": found["steps"], "epoch": found["epochs"], "time": found["times"]}
+            return {**columns, **found["metrics"]}
+        staged = self._staged(trial_id)
+        rows = [staged.moment(i) for i in range(staged.n_recorded)]
+        names = ("step", "epoch", "time", *staged.header["metrics"])
+        return {name: [row[name] for row in rows] for name in names}
+
+    def trial_attributes(self, trial_id: str) -> dict[str, Any]:
+        """All that is stored of a sealed trial beside its arrays (store/README.md).
+
+        Raises
+        ------
+        MissingStoreError : the trial is not sealed.
+        """
+        found = self._attributes(trial_id)
+        if not found:
+            raise MissingStoreError(f"trial {trial_id}", "not complete", "a complete trial")
+        return found
+
+    # --- samples --------------------------------------------------------------------------
+
+    def sample_set(self, split: str, trial_id: str) -> str:
+        """The hash of the set of samples that a trial's predictions are of."""
+        found = self._attributes(trial_id) or self._staged(trial_id).header
+        sets = found["sample_sets"]
+        if split not in sets:
+            raise MissingStoreError(
+                f"trial {trial_id}",
+                f"no predictions of split `{split}`",
+                f"recorded: {', '.join(sets)}",
+                "`record.train: predictions` records the training set" if split == "train" else "",
+            )
+        return str(sets[split])
+
+    def labels(self, split: str, trial_id: str | None = None) -> Array:
+        """The clean labels of the samples, (n_samples,) int64.
+
+        Raises
+        ------
+        StoreError : `trial_id` is None and the trials differ in their sample sets.
+        """
+        return self._samples(split, trial_id, "labels")
+
+    def sample_ids(self, split: str, trial_id: str | None = None) -> Array:
+        """The samples' indices in their source, (n_samples,) int64."""
+        return self._samples(split, trial_id, "ids")
+
+    def class_names(self, trial_id: str) -> tuple[str, ...]:
+        """The names of the classes, in the order of the last axis of the predictions."""
+        return tuple(self._sample_attributes(self.sample_set("test", trial_id))["class_names"])
+
+    def _samples(self, split: str, trial_id: str | None, part: str) -> Array:
+        key = self.sample_set(split, trial_id) if trial_id else self._only_sample_set(split)
+        name = self._sample_attributes(key)["arrays"]
+        where = f"sample set {key}"
+        array = open_array(self._objects, f"samples/{key}/{name}/{part}", where)
+        return read_array(array, slice(None), where, part)
+
+    def _only_sample_set(self, split: str) -> str:
+        sets: dict[str, str] = {}
+        for trial_id in self.trial_ids():
+            sets.setdefault(self.sample_set(split, trial_id), trial_id)
+        if not sets:
+            raise MissingStoreError(str(self.path), "no trials", "at least one")
+        if len(sets) > 1:
+            named = ", ".join(f"`{key}` (as trial {trial})" for key, trial in sets.items())
+            raise StoreError(
+                str(self.path),
+                f"the trials' {split} predictions are of {len(sets)} sample sets: {named}",
+                "one set, or a trial_id that says which",
+            )
+        return next(iter(sets))
+
+    def _sample_attributes(self, key: str) -> dict[str, Any]:
+        if key not in self._sample_sets:
+            found = self._objects.attributes(f"samples/{key}")
+            if found is None:
+                raise HoleError(f"sample set {key}", "absent", "the labels of every stored trial")
+            self._sample_sets[key] = found
+        return self._sample_sets[key]
+
+    # --- predictions ----------------------------------------------------------------------
+
+    def log_probs(
+        self,
+        trial_id: str,
+        split: str,
+        snapshots: Selection = slice(None),
+        samples: Selection = slice(None),
+    ) -> Array:
+        """Natural-log probabilities, (n_snapshots, n_samples, n_classes) float32.
+
+        What is stored is float16; rows are normalised here, in float32, so that they sum to 1.
+
+        Parameters
+        ----------
+        split : `test`, or `train` where it was recorded.
+        snapshots, samples : a slice, an index or a list of indices of each axis.
+
+        Raises
+        ------
+        MissingStoreError : no such trial or split. HoleError : a snapshot is absent.
+        StoreError : a chunk is damaged.
+        """
+        self.sample_set(split, trial_id)
+        found = self._attributes(trial_id)
+        if found:
+            stored = self._read_sealed(trial_id, found, split, snapshots, samples)
+        else:
+            stored = self._read_staged(trial_id, split, snapshots, samples)
+        return normalised(stored)
+
+    def _read_sealed(
+        self,
+        trial_id: str,
+        found: dict[str, Any],
+        split: str,
+        snapshots: Selection,
+        samples: Selection,
+    ) -> Array:
+        where = f"trial {trial_id}"
+        key = f"{sealed_key(trial_id)}/{found['arrays']}/{split}/log_probs"
+        array = open_array(self._objects, key, where)
+        selection = (
+            _indices(where, "snapshots", snapshots, array.shape[0]),
+            _indices(where, "samples", samples, array.shape[1]),
+        )
+        stored = read_array(array, selection, where, f"{split}/log_probs")
+        # The fill value is NaN and nothing that is stored is: NaN means that a shard is absent.
+        if np.isnan(stored).any():
+            raise HoleError(where, f"part of `{key}` is absent", hint="run `sweeper verify`")
+        return stored
+
+    def _read_staged(
+        self, trial_id: str, split: str, snapshots: Selection, samples: Selection
+    ) -> Array:
+        staged, where = self._staged(trial_id), f"trial {trial_id}"
+        indices = _indices(where, "snapshots", snapshots, staged.n_recorded)
+        rows = [staged.log_probs(int(i), split) for i in np.arange(staged.n_recorded)[indices]]
+        if not rows:
+            key = staging_key(trial_id, max(staged.headers))
+            shape = open_array(self._objects, f"{key}/{split}/log_probs", where).shape
+            return np.empty((0, *shape[1:]), np.float16)
+        stored = np.stack(rows)
+        return stored[:, _indices(where, "samples", samples, stored.shape[1])]
+
+    # --- access ---------------------------------------------------------------------------
+
+    def _attributes(self, trial_id: str) -> dict[str, Any]:
+        """The attributes of a sealed trial, empty when it is not sealed."""
+        if trial_id not in self._sealed:
+            found = self._objects.attributes(sealed_key(trial_id))
+            if found is None:
+                return {}
+            self._sealed[trial_id] = found
+        return self._sealed[trial_id]
+
+    def _staged(self, trial_id: str) -> StagedTrial:
+        try:
+            return StagedTrial(self._objects, trial_id)
+        except MissingStoreError as error:
+            raise MissingStoreError(
+                f"trial {trial_id}",
+                "not in this store",
+                f"{len(self.trial_ids())} trials are",
+                nearest(trial_id, self.trial_ids()),
+            ) from error
+
+
+def normalised(stored: Array) -> Array:
+    """Stored float16 log-probabilities as float32 whose rows sum to 1 (log-sum-exp is 0)."""
+    values = stored.astype(np.float32)
+    top = values.max(axis=-1, keepdims=True)
+    values -= top + np.log(np.exp(values - top).sum(axis=-1, keepdims=True))
+    return values
+
+
+def _indices(where: str, axis: str, chosen: Selection, size: int) -> slice | Array:
+    """A slice or sorted-checked indices of an axis; an index alone keeps the axis."""
+    if isinstance(chosen, slice):
+        return slice(*chosen.indices(size)) if (chosen.step or 1) > 0 else np.arange(size)[chosen]
+    indices = np.atleast_1d(np.asarray(chosen))
+    if indices.dtype == np.bool_:
+        indices = np.flatnonzero(indices)
+    if indices.size and not ((indices >= -size) & (indices < size)).all():
+        raise MissingStoreError(where, f"{axis} {indices.tolist()[:5]}", f"0 to {size - 1}")
+    return np.asarray(indices % size if size else indices, dtype=np.intp)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,123 @@
+"""Format 1 of the prediction store: its names, its codecs, its hashes (see README.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+FORMAT = 1
+SPLITS = ("test", "train")
+
+# float16's largest magnitude: what a log-probability is clipped to before it is stored.
+LOG_PROB_MIN = -65504.0
+
+CHUNK_BYTES = 2 << 20  # of a sealed array: what one read of a block of samples decodes
+SHARD_BYTES = 256 << 20
+
+Array = NDArray[Any]
+
+
+def codecs(itemsize: int) -> tuple[BytesBytesCodec, ...]:
+    """The compressors after the little-endian `bytes` codec: Blosc-LZ4 with bitshuffle, CRC32C."""
+    return (
+        BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=itemsize),
+        Crc32cCodec(),
+    )
+
+
+def sealed_key(trial_id: str) -> str:
+    """The group whose existence says that the trial is complete."""
+    return f"trials/{trial_id}"
+
+
+def staging_key(trial_id: str, attempt: int | None = None) -> str:
+    """Where a trial's attempts stage their snapshots."""
+    return f"staging/{trial_id}" + ("" if attempt is None else f"/{attempt}")
+
+
+def samples_key(sample_set: str) -> str:
+    """Where the labels and ids of a set of samples are kept once."""
+    return f"samples/{sample_set}"
+
+
+def chunk_name(snapshot: int, n_dimensions: int) -> str:
+    """The object that holds one staged snapshot, below its array."""
+    return "c." + ".".join(["0" if axis else str(snapshot) for axis in range(n_dimensions)])
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples that predictions are of.
+
+    `labels` and `ids` are (n_samples,) int64: the clean class and the index in the source.
+    """
+
+    split: str
+    labels: Array
+    ids: Array
+    class_names: tuple[str, ...]
+
+    @property
+    def hash(self) -> str:
+        """`s` and 12 hex digits of the SHA-256 over split, class names, labels and ids."""
+        sha = hashlib.sha256(json.dumps([self.split, list(self.class_names)]).encode())
+        for values in (self.labels, self.ids):
+            sha.update(np.ascontiguousarray(values, "<i8").tobytes())
+        return "s" + sha.hexdigest()[:12]
+
+
+def sealed_layout(shape: tuple[int, int, int], itemsize: int) -> tuple[int, int]:
+    """Samples per chunk and per shard of a sealed (n_snapshots, n_samples, n_classes) array.
+
+    A chunk holds all snapshots of a block of samples, a shard a whole number of chunks.
+    """
+    n_snapshots, n_samples, n_classes = shape
+    sample_bytes = n_snapshots * n_classes * itemsize
+    chunk = min(n_samples, max(1, CHUNK_BYTES // sample_bytes))
+    in_shard = max(1, SHARD_BYTES // (chunk * sample_bytes))
+    return chunk, chunk * min(in_shard, -(-n_samples // chunk))
+
+
+class SnapshotHashes:
+    """One SHA-256 per snapshot, fed in any number of sample blocks from first to last."""
+
+    def __init__(self, n_snapshots: int) -> None:
+        self._hashes = [hashlib.sha256() for _ in range(n_snapshots)]
+
+    def update(self, block: Array) -> None:
+        """Add the next block of samples, (n_snapshots, n_block, n_classes) float16."""
+        for sha, values in zip(self._hashes, block, strict=True):
+            sha.update(np.ascontiguousarray(values, "<f2").tobytes())
+
+    def hexdigests(self) -> list[str]:
+        """One digest a snapshot."""
+        return [sha.hexdigest() for sha in self._hashes]
+
+
+def digest(
+    hashes: Mapping[str, Sequence[str]],
+    steps: Iterable[int],
+    epochs: Iterable[float],
+    metrics: Mapping[str, Sequence[float | None]],
+) -> str:
+    """The SHA-256 by which two trajectories are compared without reading them.
+
+    Over the snapshot hashes of every split, the steps, the epochs and the metrics, none of
+    which is a time.
+    """
+    document: dict[str, Any] = {
+        "predictions": {split: list(values) for split, values in hashes.items()},
+        "steps": [int(step) for step in steps],
+        "epochs": [float(epoch) for epoch in epochs],
+        "metrics": {name: list(values) for name, values in metrics.items()},
+    }
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
