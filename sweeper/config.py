@@ -299,6 +299,8 @@ def _build(cls: type, prefix: str, remaining: Flat) -> Any:
             values[item.name] = _in_range(key, coerce(key, remaining.pop(key), kind), item.metadata)
         elif item.default is MISSING:
             raise ConfigError(key, "missing", f"every trial needs {_a(kind)} here")
+        else:
+            values[item.name] = item.default
     return cls(**values)
 
 
