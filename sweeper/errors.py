@@ -9,6 +9,7 @@
     ├── PlanError                exit 2   a grid that cannot become a sweep
     ├── SweepDirError            exit 2   a sweep directory, its lock or its journal
     ├── AnalysisError            exit 2   a selection or a reduction of a store
+    ├── CheckpointError          exit 5   a checkpoint that is damaged or another trial's
     └── StoreError               exit 5   a store that is damaged or inconsistent
         ├── FormatVersionError   exit 2   a store newer than this code
         ├── MissingStoreError    exit 2   no store, trial or array of that name
@@ -71,6 +72,12 @@ class SweepDirError(SweeperError):
 
 class AnalysisError(SweeperError):
     """A selection or reduction of a store cannot be made."""
+
+
+class CheckpointError(SweeperError):
+    """A checkpoint is damaged, or not one of this trial."""
+
+    exit_code = 5
 
 
 class StoreError(SweeperError):

@@ -1,0 +1,7 @@
+"""Train one network and say what happened, moment by moment."""
+
+from sweeper.train import checkpoint, data
+from sweeper.train.dry_run import check
+from sweeper.train.loop import Moment, planned_steps, steps_per_epoch, train
+
+__all__ = ["Moment", "check", "checkpoint", "data", "planned_steps", "steps_per_epoch", "train"]

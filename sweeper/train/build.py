@@ -1,0 +1,77 @@
+"""From a trial's configuration to its network and its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Generator, nn
+from torch.optim import Optimizer
+
+from sweeper.config import DataConfig, InitConfig, ModelConfig, OptimConfig
+from sweeper.errors import ConfigError
+from sweeper.registry import entry
+from sweeper.train.data import describe
+from sweeper.train.plug_in import call
+from sweeper.train.randomness import seed_of
+
+
+def build_model(data: DataConfig, model: ModelConfig, dropout: float, seed: int) -> nn.Module:
+    """The network on the CPU as its constructor draws it; the global generator is left as it was.
+
+    Raises
+    ------
+    ConfigError : the entry refuses its options, fails, or returns something else.
+    """
+    dataset = describe(data)
+    supplied = entry("model", model.name).supplied
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(seed, "init", 0))
+        built = call(
+            "model",
+            model.name,
+            model.options,
+            dataset.shape,
+            len(dataset.class_names),
+            **({"dropout": dropout} if "dropout" in supplied else {}),
+        )
+    if not isinstance(built, nn.Module):
+        raise ConfigError(
+            "model.name",
+            f"model `{model.name}` returned a {type(built).__name__}",
+            "a `torch.nn.Module`",
+        )
+    return built
+
+
+def draw_weights(model: nn.Module, init: InitConfig, seed: int) -> None:
+    """Draw the weights of a network on the CPU anew, as `init` says.
+
+    Raises
+    ------
+    ConfigError : the entry refuses its options or fails.
+    """
+    generator = Generator().manual_seed(seed_of(seed, "init", 1))
+    call("init", init.name, init.options, model, generator)
+
+
+def build_optimizer(
+    optim: OptimConfig, weight_decay: float, params: Iterable[nn.Parameter]
+) -> Optimizer:
+    """The optimizer of the parameters; each group keeps its peak rate as `initial_lr`.
+
+    Raises
+    ------
+    ConfigError : the entry refuses its options, fails, or returns something else.
+    """
+    trained = [param for param in params if param.requires_grad]
+    built = call("optim", optim.name, optim.options, trained, optim.lr, weight_decay)
+    if not isinstance(built, Optimizer):
+        raise ConfigError(
+            "optim.name",
+            f"optim `{optim.name}` returned a {type(built).__name__}",
+            "a `torch.optim.Optimizer`",
+        )
+    for group in built.param_groups:
+        group["initial_lr"] = group["lr"]
+    return built

@@ -1,0 +1,1 @@
+"""One architecture family a file; each takes the shape of a sample and the number of classes."""
