@@ -19,7 +19,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from sweeper.errors import ConfigError, nearest
-from sweeper.registry import entry
+from sweeper.registry import Entry, entry
 
 # Changing any default, here or of a registry entry, renames trials: it needs a new version and
 # an `upgrade` step (tests/sweeper/test_config.py pins every default).
@@ -158,10 +158,11 @@ class TrialConfig:
     @functools.cached_property
     def identity(self) -> Flat:
         """The fields that differ from their defaults: what the id is made of."""
-        defaults = default_values({key: value for key, value in self.to_flat().items()})
+        flat = self.to_flat()
+        defaults = default_values(flat)
         return {
             key: value
-            for key, value in self.to_flat().items()
+            for key, value in flat.items()
             if key not in defaults or value != defaults[key]
         }
 
@@ -216,24 +217,38 @@ def sections() -> tuple[str, ...]:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _layout(cls: type) -> tuple[tuple[str, Leaf, type | None], ...]:
+    """Per field its name, what it is and, if it is a section, that section's class."""
+    hints = typing.get_type_hints(cls)
+    return tuple(
+        (
+            item.name,
+            Leaf(hints[item.name], item.default, item.metadata),
+            hints[item.name] if dataclasses.is_dataclass(hints[item.name]) else None,
+        )
+        for item in dataclasses.fields(cls)
+    )
 
 
 def _leaves(cls: type, prefix: str) -> Iterable[tuple[str, Leaf]]:
-    for item in dataclasses.fields(cls):
-        kind = _hints(cls)[item.name]
-        if item.name == "options":
-            continue
-        if dataclasses.is_dataclass(kind):
-            yield from _leaves(typing.cast("type", kind), f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name, Leaf(kind, item.default, item.metadata)
+    for name, leaf, section in _layout(cls):
+        if section:
+            yield from _leaves(section, f"{prefix}{name}.")
+        elif name != "options":
+            yield prefix + name, leaf
 
 
 def _axis(section: str) -> str:
     """The registry axis of a named section: the last part of its dotted name."""
     return section.rpartition(".")[2]
+
+
+def _entry(section: str, name: str) -> Entry:
+    """The registry entry that a section names; its errors name the key."""
+    try:
+        return entry(_axis(section), name)
+    except ConfigError as error:
+        raise ConfigError(f"{section}.name", error.found, error.allowed, error.hint) from error
 
 
 def check_keys(keys: Iterable[str]) -> None:
@@ -262,7 +277,7 @@ def _defaults(names: tuple[tuple[str, str | None], ...]) -> Flat:
         name = given if isinstance(given, str) else values.get(f"{section}.name")
         if name is None:
             continue
-        found = entry(_axis(section), name)
+        found = _entry(section, name)
         values |= {f"{section}.{key}": default for key, default in found.defaults.items()}
     return {key: _plain(value) for key, value in values.items()}
 
@@ -273,14 +288,14 @@ def _plain(value: Any) -> Any:
 
 
 def _flatten(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
-    for item in dataclasses.fields(value):
-        inner = getattr(value, item.name)
-        if item.name == "options":
+    for name, _, section in _layout(value.__class__):
+        inner = getattr(value, name)
+        if section:
+            yield from _flatten(inner, f"{prefix}{name}.")
+        elif name == "options":
             yield from ((prefix + key, _plain(option)) for key, option in inner)
-        elif dataclasses.is_dataclass(inner):
-            yield from _flatten(inner, f"{prefix}{item.name}.")
         else:
-            yield prefix + item.name, _plain(inner)
+            yield prefix + name, _plain(inner)
 
 
 # --- building and checking ------------------------------------------------------------------
@@ -289,28 +304,24 @@ def _flatten(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
 def _build(cls: type, prefix: str, remaining: Flat) -> Any:
     """Take this section's keys out of `remaining` and build it."""
     values: dict[str, Any] = {}
-    for item in dataclasses.fields(cls):
-        key, kind = prefix + item.name, _hints(cls)[item.name]
-        if item.name == "options":
-            values["options"] = _take_options(prefix.rstrip("."), values["name"], remaining)
-        elif dataclasses.is_dataclass(kind):
-            values[item.name] = _build(typing.cast("type", kind), f"{key}.", remaining)
+    for name, leaf, section in _layout(cls):
+        key = prefix + name
+        if section:
+            values[name] = _build(section, f"{key}.", remaining)
+        elif name == "options":
+            values[name] = _take_options(prefix.rstrip("."), values["name"], remaining)
         elif key in remaining:
-            values[item.name] = _in_range(key, coerce(key, remaining.pop(key), kind), item.metadata)
-        elif item.default is MISSING:
-            raise ConfigError(key, "missing", f"every trial needs {_a(kind)} here")
+            values[name] = _in_range(key, coerce(key, remaining.pop(key), leaf.type), leaf.bounds)
+        elif leaf.default is MISSING:
+            raise ConfigError(key, "missing", f"every trial needs {_a(leaf.type)} here")
         else:
-            values[item.name] = item.default
+            values[name] = leaf.default
     return cls(**values)
 
 
 def _take_options(section: str, name: str, remaining: Flat) -> Options:
     """The options of the section's registry entry, all of them, sorted by name."""
-    axis = _axis(section)
-    try:
-        found = entry(axis, name)
-    except ConfigError as error:
-        raise ConfigError(f"{section}.name", error.found, error.allowed, error.hint) from error
+    found = _entry(section, name)
     options = []
     for option, default in sorted(found.defaults.items()):
         key = f"{section}.{option}"
