@@ -12,11 +12,11 @@ from sweeper.errors import ConfigError
 def vit(
     shape: tuple[int, ...],
     n_classes: int,
-    patch: int = 2,
-    dim: int = 48,
+    patch: int = 4,
+    dim: int = 32,
     depth: int = 2,
-    heads: int = 4,
-    mlp: int = 96,
+    heads: int = 2,
+    mlp: int = 64,
     dropout: float = 0.0,
 ) -> nn.Module:
     """A transformer over image patches that classifies by a token of its own.

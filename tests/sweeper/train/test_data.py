@@ -1,0 +1,105 @@
+"""Data sets."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from sweeper.config import DataConfig
+from sweeper.errors import ConfigError
+from sweeper.train.data import DataSet, Splits, _agrees, describe, load
+
+DIGITS = DataConfig(name="digits")
+
+
+def test_digits_are_the_source_images_under_their_ids():
+    splits, source = load(DIGITS), load_digits()
+    for split in ("train", "test"):
+        x, y, ids = (getattr(splits, f"{split}_{what}") for what in ("x", "y", "ids"))
+        np.testing.assert_array_equal(x[:, 0].numpy(), source.images[ids])
+        np.testing.assert_array_equal(y.numpy(), source.target[ids])
+
+
+def test_every_digit_is_in_one_split_and_each_class_is_tested_equally():
+    splits = load(DIGITS)
+    everything = torch.cat([splits.train_ids, splits.test_ids]).sort().values
+    assert torch.equal(everything, torch.arange(1797))
+    assert torch.bincount(splits.test_y).tolist() == [36] * 10
+
+
+def test_the_split_of_digits_never_changes():
+    ids = load(DIGITS).test_ids.numpy().astype("<i8").tobytes()
+    assert hashlib.sha256(ids).hexdigest()[:16] == "45bbd4272839e7ea"
+
+
+def test_inputs_are_centred_and_scaled_and_black_pixels_are_zero():
+    splits = load(DIGITS)
+    pixels = splits.pixels(splits.train_x)
+    assert pixels.min() == 0
+    assert pixels.max() == 1
+    inputs = splits.inputs(pixels)
+    assert abs(float(inputs.mean())) < 0.01
+    assert abs(float(inputs.std()) - 1) < 0.01
+
+
+def test_channels_are_normalised_each_by_its_own_numbers():
+    splits = dataclasses.replace(load(DIGITS), mean=(0.0, 1.0), std=(1.0, 2.0))
+    inputs = splits.inputs(torch.ones(3, 2, 4, 4))
+    assert torch.equal(inputs[:, 0], torch.ones(3, 4, 4))
+    assert torch.equal(inputs[:, 1], torch.zeros(3, 4, 4))
+
+
+def test_describing_digits_agrees_with_what_is_read():
+    dataset, splits = describe(DIGITS), load(DIGITS)
+    assert dataset.shape == tuple(splits.train_x.shape[1:]) == tuple(splits.test_x.shape[1:])
+    assert (dataset.n_train, dataset.n_test) == (len(splits.train_y), len(splits.test_y))
+    assert dataset.class_names == splits.class_names
+
+
+def test_data_are_read_once():
+    assert load(DIGITS) is load(DataConfig(name="digits"))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"test_y": torch.zeros(360, dtype=torch.int32)}, "test_y of type torch.int32"),
+        ({"test_y": torch.full((360,), 10)}, "labels of test outside 0 to 9"),
+        ({"test_x": torch.zeros(360, 1, 8, 9)}, r"test_x of shape \(360, 1, 8, 9\)"),
+        ({"test_x": torch.zeros(359, 1, 8, 8)}, r"test_x of shape \(359, 1, 8, 8\)"),
+        ({"test_ids": torch.arange(3)}, r"test_ids of shape \(3,\)"),
+        ({"class_names": ("a",)}, r"class names \('a',\)"),
+    ],
+)
+def test_samples_other_than_announced_are_refused(change, found):
+    splits = dataclasses.replace(load(DIGITS), **change)
+    with pytest.raises(ConfigError, match=found):
+        _agrees("digits", describe(DIGITS), splits, "test")
+
+
+def not_a_data_set():
+    return Splits
+
+
+def test_a_plug_in_that_returns_no_data_set_is_named():
+    with pytest.raises(ConfigError, match=r"data.name: .*returned a type; a `DataSet`"):
+        describe(DataConfig(name=f"{__name__}:not_a_data_set"))
+
+
+def test_a_data_set_of_float_vectors_needs_no_scaling():
+    x, y, ids = torch.randn(4, 3), torch.tensor([0, 1, 0, 1]), torch.arange(4)
+    splits = Splits(
+        train_x=x,
+        train_y=y,
+        test_x=x,
+        test_y=y,
+        train_ids=ids,
+        test_ids=ids,
+        class_names=("a", "b"),
+    )
+    dataset = DataSet(shape=(3,), class_names=("a", "b"), n_train=4, n_test=4, load=lambda: splits)
+    _agrees("vectors", dataset, splits, "train")
+    assert torch.equal(splits.inputs(splits.pixels(x)), x)
