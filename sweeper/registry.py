@@ -21,6 +21,7 @@ A model that takes a keyword `dropout` is given `regularize.dropout`; it is not 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import inspect
 import typing
@@ -78,6 +79,24 @@ class Entry:
 def is_plug_in(name: str) -> bool:
     """Whether `name` is an import path rather than a built-in's name."""
     return ":" in name
+
+
+@functools.cache
+def source_hash(name: str) -> str:
+    """SHA-256 of the source file of a plug-in's module, 16 hex digits.
+
+    Raises
+    ------
+    ConfigError : the module has no source file.
+    """
+    module = importlib.import_module(name.partition(":")[0])
+    try:
+        source = inspect.getsource(module)
+    except (OSError, TypeError) as error:
+        raise ConfigError(
+            f"`{name}`", f"its module has no source file ({error})", "a Python source file"
+        ) from error
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 @functools.cache

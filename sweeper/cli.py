@@ -1,0 +1,356 @@
+"""The command line: parse, call, print. Heavy packages are imported by the commands alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import sweeper
+from analysis.cli import app as analyze_app
+from sweeper.errors import SweeperError
+from sweeper.sweep_dir import SweepDir
+
+if TYPE_CHECKING:
+    from sweeper.grid import Expansion, Trial
+    from sweeper.plan import Plan
+    from sweeper.schedule.driver import Launch
+    from sweeper.status import Status
+    from sweeper.store.verify import Report
+
+EXIT_FAILURES, EXIT_STOPPED, EXIT_DAMAGED = 3, 4, 5
+
+app = typer.Typer(
+    name="sweeper",
+    help="Train many networks, keep every prediction, and see the manifold they explore.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(analyze_app, name="analyze")
+
+
+class ExecutorName(enum.StrEnum):
+    """Where trials run."""
+
+    local = "local"
+    tune = "tune"
+
+
+GridPath = Annotated[
+    Path, typer.Argument(metavar="GRID", help="A grid file, e.g. grids/digits.yaml.")
+]
+Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep directory, e.g. runs/digits.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SweepDirOption = Annotated[
+    Path | None, typer.Option("--sweep-dir", metavar="DIR", help="Default: runs/<grid name>.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of `base`.")
+]
+MaxTrials = Annotated[int, typer.Option("--max-trials", help="Refuse a larger grid.")]
+AllowEmpty = Annotated[
+    bool, typer.Option("--allow-empty-exclude", help="Accept an `exclude` that matches nothing.")
+]
+ExecutorOption = Annotated[
+    ExecutorName, typer.Option("--executor", help="`local`: one slot in this process; `tune`: Ray.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Run at most this many trials.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before running.")]
+CheckpointEvery = Annotated[
+    float, typer.Option("--checkpoint-every", min=0, help="Seconds between checkpoints of a trial.")
+]
+AllowCodeChange = Annotated[
+    bool, typer.Option("--allow-code-change", help="Mix trials of two versions of a plug-in.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"sweeper {sweeper.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def plan(
+    grid: GridPath,
+    sweep_dir: SweepDirOption = None,
+    set_: Set = None,
+    max_trials: MaxTrials = 100_000,
+    allow_empty_exclude: AllowEmpty = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a launch of GRID would run. Changes nothing."""
+    expansion, made, folder, _ = _make_plan(grid, sweep_dir, set_, max_trials, allow_empty_exclude)
+    if as_json:
+        _print_json(_plan_fields(expansion, made, folder))
+    else:
+        _print_plan(grid, expansion, made, folder)
+
+
+@app.command()
+def launch(
+    grid: GridPath,
+    sweep_dir: SweepDirOption = None,
+    set_: Set = None,
+    executor: ExecutorOption = ExecutorName.tune,
+    limit: Limit = None,
+    max_trials: MaxTrials = 100_000,
+    allow_empty_exclude: AllowEmpty = False,
+    checkpoint_every: CheckpointEvery = 60.0,
+    allow_code_change: AllowCodeChange = False,
+    yes: Yes = False,
+) -> None:
+    """Run all trials of GRID that are not complete. On an existing directory this is resume."""
+    from sweeper.schedule.driver import Launch
+
+    expansion, made, folder, text = _make_plan(
+        grid, sweep_dir, set_, max_trials, allow_empty_exclude
+    )
+    asked = Launch(expansion.name, text, limit, checkpoint_every, allow_code_change)
+    _drive(folder, made, asked, executor, yes)
+
+
+@app.command()
+def resume(
+    directory: Dir,
+    executor: ExecutorOption = ExecutorName.tune,
+    limit: Limit = None,
+    checkpoint_every: CheckpointEvery = 60.0,
+    allow_code_change: AllowCodeChange = False,
+    yes: Yes = False,
+) -> None:
+    """Run what is left of the sweep in DIR, without its grid file."""
+    from sweeper.plan import read_plan
+    from sweeper.schedule.driver import Launch
+
+    folder = SweepDir(directory).require()
+    made = _plan_of(read_plan(folder.plan), folder)
+    name = str(folder.read_manifest().get("name", directory.name))
+    asked = Launch(name, None, limit, checkpoint_every, allow_code_change)
+    _drive(folder, made, asked, executor, yes)
+
+
+@app.command()
+def status(directory: Dir, as_json: Json = False) -> None:
+    """Show how far the sweep in DIR is. Changes nothing."""
+    from sweeper.status import read_status
+
+    found = read_status(SweepDir(directory))
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        _print_status(directory, found)
+
+
+@app.command()
+def verify(directory: Dir, as_json: Json = False) -> None:
+    """Read everything stored in DIR and check it. Changes nothing; exit 5 on damage."""
+    from sweeper.store import open_store
+    from sweeper.store.verify import verify as check
+
+    report = check(open_store(directory))
+    if as_json:
+        _print_json(dataclasses.asdict(report))
+    else:
+        _print_report(report)
+    if report.damages:
+        raise typer.Exit(EXIT_DAMAGED)
+
+
+# --- planning and running -------------------------------------------------------------------
+
+
+def _make_plan(
+    grid: Path, sweep_dir: Path | None, set_: list[str] | None, max_trials: int, allow_empty: bool
+) -> tuple[Expansion, Plan, SweepDir, str]:
+    """Expand the grid and plan it against what its directory holds; also the grid's text."""
+    from sweeper.grid import expand, load_grid
+
+    loaded = load_grid(grid, set_ or ())
+    expansion = expand(loaded, max_trials=max_trials, allow_empty_exclude=allow_empty)
+    folder = SweepDir(sweep_dir or Path("runs") / expansion.name)
+    made = _plan_of(expansion.trials, folder, str(grid))
+    text = "".join(f"# --set {item}\n" for item in set_ or ()) + grid.read_text(encoding="utf-8")
+    return expansion, made, folder, text
+
+
+def _plan_of(trials: tuple[Trial, ...], folder: SweepDir, where: str = "") -> Plan:
+    """The plan of these trials, each of them known to be buildable."""
+    from sweeper.plan import make_plan
+    from sweeper.schedule.driver import complete_ids
+    from sweeper.train import check
+    from sweeper.trial import size_of
+
+    made = make_plan(trials, complete_ids(folder), size_of)
+    for trial in made.todo:
+        try:
+            check(trial.config)
+        except SweeperError as error:
+            raise error.within(f"{where}: trial {trial.trial_id}".lstrip(": ")) from error
+    return made
+
+
+def _drive(folder: SweepDir, made: Plan, asked: Launch, executor: ExecutorName, yes: bool) -> None:
+    from sweeper.display import display, duration
+    from sweeper.schedule.driver import drive, threads_per_trial
+
+    n_todo = min(len(made.todo), asked.limit or len(made.todo))
+    _say(
+        f"{folder.path}: {len(made.trials)} trials, "
+        f"{len(made.trials) - len(made.todo)} complete, {n_todo} to run"
+    )
+    if not n_todo:
+        return
+    if not yes and sys.stdin.isatty() and not typer.confirm("Run them?", default=True, err=True):
+        raise typer.Exit(EXIT_STOPPED)
+    slots = _executor(executor, n_todo, threads_per_trial(folder))
+    started = time.monotonic()
+    with display() as shown:
+        counts = drive(folder, made, asked, slots, shown)
+    done = counts.n_complete + counts.n_diverged
+    diverged = f", {counts.n_diverged} of them diverged" if counts.n_diverged else ""
+    seconds = time.monotonic() - started
+    _say(f"{done}/{counts.n_todo} trials complete{diverged}, in {duration(seconds)}")
+    if counts.n_ended < counts.n_todo:
+        _say(f"stopped; `sweeper resume {folder.path}` goes on from the checkpoints")
+        raise typer.Exit(EXIT_STOPPED)
+    if counts.n_failed:
+        _say(
+            f"{counts.n_failed} failed; see `sweeper status {folder.path}` and "
+            f"{folder.path}/logs; launching again runs them again"
+        )
+        raise typer.Exit(EXIT_FAILURES)
+
+
+def _executor(name: ExecutorName, n_todo: int, threads: int) -> Any:
+    """The executor of that name, with one slot per GPU, or per `threads` cores without any."""
+    import torch
+
+    if name is ExecutorName.local:
+        from sweeper.schedule.local import LocalExecutor
+
+        return LocalExecutor()
+    from sweeper.schedule.tune import TuneExecutor
+
+    # Not every system can say which cores this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    n_slots = torch.cuda.device_count() or max(1, (cores or 1) // threads)
+    return TuneExecutor(min(n_slots, n_todo), threads)
+
+
+# --- printing -------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    """A message: to standard error, so that standard output stays data."""
+    print(text, file=sys.stderr)
+
+
+def _print_json(fields: Any) -> None:
+    print(json.dumps(fields, indent=1))
+
+
+def _plan_fields(expansion: Expansion, made: Plan, folder: SweepDir) -> dict[str, Any]:
+    return {
+        "name": expansion.name,
+        "sweep_dir": str(folder.path),
+        "n_trials": len(made.trials),
+        "n_todo": len(made.todo),
+        "n_product": expansion.n_product,
+        "n_duplicates": expansion.n_duplicates,
+        "axes": dict(expansion.axes),
+        "excluded": dict(expansion.excluded),
+        "n_snapshots": made.n_snapshots,
+        "n_bytes": made.n_bytes,
+        "n_files": made.n_files,
+        "seconds": _estimate(made, folder),
+    }
+
+
+def _estimate(made: Plan, folder: SweepDir) -> float | None:
+    """Slot-seconds of what is left, from the trials that this sweep has finished."""
+    from sweeper.journal import Tally
+
+    finished = Tally.read(folder.status, folder.journal).trials.values()
+    seconds = [found["seconds"] for found in finished if "seconds" in found]
+    return round(sum(seconds) / len(seconds) * len(made.todo), 1) if seconds else None
+
+
+def _print_plan(grid: Path, expansion: Expansion, made: Plan, folder: SweepDir) -> None:
+    from sweeper.display import duration
+
+    print(f"{grid}: {len(made.trials):,} trials of {expansion.n_product:,} combinations")
+    rows = [(f"  axis {label}", f"{n} values") for label, n in expansion.axes]
+    rows += [(f"  exclude {rule}", f"-{n:,}") for rule, n in expansion.excluded]
+    if expansion.n_duplicates:
+        rows.append(("  duplicates folded", f"-{expansion.n_duplicates:,}"))
+    seconds = _estimate(made, folder)
+    rows += [
+        (f"{folder.path}", f"{len(made.trials) - len(made.todo):,} complete"),
+        ("  to run", f"{len(made.todo):,} trials"),
+        ("  snapshots", f"{made.n_snapshots:,}"),
+        ("  predictions", f"{made.n_bytes / 1e6:,.1f} MB before compression"),
+        ("  files", f"about {made.n_files:,} when sealed"),
+        ("  time", "not yet measured" if seconds is None else f"{duration(seconds)} of one slot"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def _print_status(directory: Path, found: Status) -> None:
+    from sweeper.display import duration
+
+    driver = found.driver
+    who = f"driven by process {driver['pid']} on {driver['host']}" if driver else "not running"
+    print(f"{directory}: {found.n_planned:,} trials, {who}")
+    for state, count in found.counts.items():
+        if count:
+            print(f"  {state:<12}{count:>8,}")
+    if found.trials_per_minute and found.seconds_left is not None:
+        print(f"  {found.trials_per_minute} trials a minute, {duration(found.seconds_left)} left")
+    for group in found.failures[:3]:
+        first = group.message.splitlines()[0] if group.message else ""
+        print(f"  {len(group.trials)} failed with {group.error}: {first}")
+        print(f"    {', '.join(group.trials[:4])}{', ...' if len(group.trials) > 4 else ''}")
+    if found.n_torn_bytes:
+        print(f"  the journal's last line is torn ({found.n_torn_bytes} bytes): a crash; ignored")
+
+
+def _print_report(report: Report) -> None:
+    print(f"{report.n_trials:,} trials, {report.n_snapshots:,} snapshots read")
+    for damage in report.damages:
+        snapshot = "" if damage.snapshot is None else f", snapshot {damage.snapshot}"
+        print(f"damaged: {damage.where}{snapshot}: {damage.found}")
+        print(f"  hint: {damage.remedy}")
+    if report.orphans:
+        print(f"{len(report.orphans)} leftovers of crashes; the next launch removes them")
+    print(f"{len(report.damages)} damages found" if report.damages else "no damage found")
+
+
+def main() -> None:
+    """Run the command line; every error a user can act on ends in two lines and its exit code."""
+    sys.path.insert(0, os.getcwd())  # plug-ins are importable from where `sweeper` is started
+    try:
+        app()
+    except SweeperError as error:
+        _fail(str(error), error.hint, error.exit_code)
+    except OSError as error:
+        where = error.filename or "input or output"
+        _fail(f"{where}: {error.strerror or error}", "", SweeperError.exit_code)
+
+
+def _fail(message: str, hint: str, code: int) -> None:
+    _say(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""))
+    sys.exit(code)

@@ -1,0 +1,165 @@
+"""What happened to a sweep: an append-only file of JSON lines with one writer, the driver.
+
+Events, each with `t` (Unix seconds) and `event`:
+
+=========  ==============================================================================
+launched   n_planned, n_todo, host, pid
+started    trial, attempt, host, device, step (0, or where it resumed), n_steps
+finished   trial, attempt, state (complete or diverged), seconds, digest
+failed     trial, attempt, kind, error, message
+lost       trial: its worker died
+stopped    trial: drained, checkpointed, to be resumed
+ended      reason (complete, failures or stopped)
+=========  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sweeper.durable import crash_point, write_atomically
+from sweeper.errors import SweepDirError
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events read from a journal; `offset` is where the next read goes on.
+
+    `torn` is the number of bytes of an incomplete last line, which a crash can leave.
+    """
+
+    events: list[dict[str, Any]]
+    offset: int
+    torn: int
+
+
+def read_events(path: Path, offset: int = 0) -> Events:
+    """All whole events from `offset` on; none when there is no journal yet.
+
+    Raises
+    ------
+    SweepDirError : a line other than a torn last one is not an event.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return Events([], 0, 0)
+    whole, _, torn = data.rpartition(b"\n")
+    lines = whole.split(b"\n") if whole else []
+    events = [_parse(path, line, number) for number, line in enumerate(lines, start=1)]
+    return Events(events, offset + len(data) - len(torn), len(torn))
+
+
+def _parse(path: Path, line: bytes, number: int) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict) or "event" not in event:
+        raise SweepDirError(
+            str(path),
+            f"line {number} is not an event: `{line[:40]!r}`",
+            "one JSON object with `event` per line",
+            "the store holds every result: move the journal away and launch again",
+        )
+    return event
+
+
+@dataclass
+class Tally:
+    """What the events add up to: each trial's last state, and the launches so far.
+
+    `trials` holds for each trial its `state` (`running`, `complete`, `diverged`, `failed`,
+    `lost` or `stopped`), `t` of its last event, `attempt`, and `seconds` or `error` and
+    `message`. `offset` is where in the journal the tally ends.
+    """
+
+    offset: int = 0
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    launched: dict[str, Any] | None = None  # the last launch
+    ended: dict[str, Any] | None = None  # its end, None while it runs or if it was killed
+    torn: int = 0  # bytes of an incomplete last line
+
+    @classmethod
+    def read(cls, digest: Path, journal: Path) -> Tally:
+        """The tally of a whole journal, from its saved digest on."""
+        tally = cls._saved(digest, journal)
+        found = read_events(journal, tally.offset)
+        for event in found.events:
+            tally.add(event)
+        tally.offset, tally.torn = found.offset, found.torn
+        return tally
+
+    @classmethod
+    def _saved(cls, digest: Path, journal: Path) -> Tally:
+        """The saved digest; an empty tally when there is none that fits the journal."""
+        try:
+            saved = cls(**json.loads(digest.read_bytes()))
+            return saved if saved.offset <= journal.stat().st_size else cls()
+        except (OSError, ValueError, TypeError):  # the journal alone tells the same
+            return cls()
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Take one event into account."""
+        kind = event["event"]
+        if kind == "launched":
+            self.launched, self.ended = event, None
+        elif kind == "ended":
+            self.ended = event
+        else:
+            state = {"started": "running", "finished": event.get("state")}.get(kind, kind)
+            kept = {key: event[key] for key in _TALLIED if key in event}
+            self.trials[event["trial"]] = {"state": state, **kept}
+
+    def save(self, digest: Path) -> None:
+        """Replace the saved digest."""
+        write_atomically(digest, json.dumps(asdict(self), separators=(",", ":")).encode())
+
+
+_TALLIED = ("t", "attempt", "seconds", "kind", "error", "message")
+
+
+class Journal:
+    """The writer. An event is durable when `append` returns.
+
+    A torn last line, left by a crash, is cut off when the journal is opened; `torn` says how
+    many bytes it had.
+    """
+
+    def __init__(self, path: Path) -> None:
+        found = read_events(path)
+        self.torn = found.torn
+        self._file = path.open("ab")
+        self.offset = found.offset
+        if found.torn:
+            self._file.truncate(found.offset)
+
+    def append(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Write one event and return it."""
+        line = {"t": round(time.time(), 3), "event": event, **fields}
+        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        self._file.write(data)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.offset += len(data)
+        crash_point("journal")
+        return line
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()

@@ -1,0 +1,1 @@
+"""Run a sweep's trials in slots, whatever happens to the slots."""

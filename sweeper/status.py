@@ -1,0 +1,114 @@
+"""How far a sweep is: its plan and its journal, added up. Reads; never writes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from sweeper.journal import Tally
+from sweeper.plan import planned_ids
+from sweeper.sweep_dir import SweepDir
+
+STATES = ("complete", "diverged", "running", "failed", "interrupted", "waiting")
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Trials that failed alike."""
+
+    error: str
+    message: str
+    trials: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Status:
+    """A sweep at a moment; `counts` has every one of `STATES`.
+
+    `seconds_left` is None while nothing runs or nothing has finished yet.
+    """
+
+    n_planned: int
+    counts: dict[str, int]
+    driver: dict[str, Any] | None
+    trials_per_minute: float | None
+    seconds_left: float | None
+    failures: tuple[FailureGroup, ...]
+    n_torn_bytes: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned trial is complete or diverged."""
+        return self.counts["complete"] + self.counts["diverged"] == self.n_planned
+
+
+def read_status(folder: SweepDir) -> Status:
+    """Add up a sweep directory.
+
+    A trial is `running` only while its driver lives; the trials that a killed driver left behind
+    are looked up in the store and are otherwise `interrupted`.
+
+    Raises
+    ------
+    SweepDirError : there is no sweep, or its plan or journal is damaged.
+    """
+    folder.require()
+    ids = planned_ids(folder.plan)
+    tally = Tally.read(folder.status, folder.journal)
+    driver = folder.driver()
+    states = {trial: _state(folder, tally, trial, driver is not None) for trial in ids}
+    found = Counter(states.values())
+    counts = {state: found[state] for state in STATES}
+    rate = _rate(tally) if driver else None
+    left = counts["running"] + counts["waiting"] + counts["interrupted"]
+    return Status(
+        n_planned=len(ids),
+        counts=counts,
+        driver=driver,
+        trials_per_minute=round(60 * rate, 2) if rate else None,
+        seconds_left=round(left / rate, 1) if rate else None,
+        failures=_groups(tally, [trial for trial, state in states.items() if state == "failed"]),
+        n_torn_bytes=tally.torn,
+    )
+
+
+def _state(folder: SweepDir, tally: Tally, trial: str, is_driven: bool) -> str:
+    known = tally.trials.get(trial, {}).get("state", "waiting")
+    if known in ("stopped", "lost"):
+        return "interrupted"
+    if known == "running" and not is_driven:
+        return "complete" if _is_sealed(folder, trial) else "interrupted"
+    return str(known)
+
+
+def _is_sealed(folder: SweepDir, trial: str) -> bool:
+    """Ask the store; only for what the journal leaves open, since zarr takes half a second."""
+    from sweeper.store.local import LocalObjects
+    from sweeper.store.seal import is_sealed
+
+    return is_sealed(LocalObjects(folder.store), trial)
+
+
+def _rate(tally: Tally) -> float | None:
+    """Trials per second that ended since the last launch."""
+    if tally.launched is None:
+        return None
+    start = tally.launched["t"]
+    ended = [
+        found["t"]
+        for found in tally.trials.values()
+        if found["t"] >= start and found["state"] in ("complete", "diverged", "failed")
+    ]
+    return len(ended) / max(time.time() - start, 1e-3) if ended else None
+
+
+def _groups(tally: Tally, failed: list[str]) -> tuple[FailureGroup, ...]:
+    """Failures with one error and message together, the largest group first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for trial in failed:
+        found = tally.trials[trial]
+        groups.setdefault((found["error"], found["message"]), []).append(trial)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return tuple(FailureGroup(*key, tuple(trials)) for key, trials in ordered)

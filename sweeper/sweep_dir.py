@@ -1,0 +1,208 @@
+"""The sweep directory: where everything is, who is driving it, and what it was made with."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from sweeper.durable import write_atomically
+from sweeper.errors import SweepDirError
+
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0  # a heartbeat older than this, from another host, is a dead driver's
+
+_RECORDED_PACKAGES = ("sweeper", "torch", "torchvision", "ray", "zarr", "numpy", "scikit-learn")
+
+
+class SweepDir:
+    """The paths of one sweep, and the lock that makes its driver the only one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.grid = self.path / "grid.yaml"
+        self.plan = self.path / "plan.parquet"
+        self.manifest = self.path / "manifest.json"
+        self.journal = self.path / "journal.jsonl"
+        self.status = self.path / "status.json"
+        self.store = self.path / "predictions.zarr"
+        self.analysis = self.path / "analysis"
+        self._lock = self.path / "driver.lock"
+
+    def checkpoints(self, trial_id: str) -> Path:
+        """The folder of a trial's checkpoints; gone when the trial is complete."""
+        return self.path / "checkpoints" / trial_id
+
+    def log(self, trial_id: str) -> Path:
+        """A trial's own log, all attempts one after another."""
+        return self.path / "logs" / f"{trial_id}.log"
+
+    def require(self) -> SweepDir:
+        """Itself, if a sweep was ever launched in it.
+
+        Raises
+        ------
+        SweepDirError : it does not exist or holds no sweep.
+        """
+        if not self.manifest.is_file():
+            found = "not a sweep directory" if self.path.is_dir() else "no such directory"
+            hint = "`sweeper launch GRID` makes one, by default `runs/<grid name>`"
+            raise SweepDirError(str(self.path), found, "a directory with a manifest.json", hint)
+        return self
+
+    # --- the driver's lock ----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory as its only driver.
+
+        The kernel's file lock decides, so that a killed driver never blocks the next one. On
+        file systems that do not carry locks from host to host the heartbeat decides.
+
+        Raises
+        ------
+        SweepDirError : another live driver holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._lock.open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise self._held(_read_holder(file)) from None
+            holder = _read_holder(file)
+            if _is_alive_elsewhere(holder, self._lock):
+                raise self._held(holder)
+            _write_holder(file, {"host": socket.gethostname(), "pid": os.getpid()})
+            stop = threading.Event()
+            beat = threading.Thread(target=_beat, args=(self._lock, stop), daemon=True)
+            beat.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                beat.join()
+                _write_holder(file, {})
+
+    def _held(self, holder: Mapping[str, Any]) -> SweepDirError:
+        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        return SweepDirError(
+            str(self.path),
+            f"held by another driver, {who}",
+            "one driver at a time",
+            f"wait for it or stop it with `kill {holder.get('pid', 'PID')}` on that host",
+        )
+
+    def driver(self) -> dict[str, Any] | None:
+        """Host and pid of the live driver, None when there is none. Changes nothing."""
+        try:
+            with self._lock.open("r", encoding="utf-8") as file:
+                holder = _read_holder(file)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return holder
+        except FileNotFoundError:
+            return None
+        return holder if _is_alive_elsewhere(holder, self._lock) else None
+
+    # --- the manifest ---------------------------------------------------------------------
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest, empty when the sweep was never launched.
+
+        Raises
+        ------
+        SweepDirError : it is there and unreadable.
+        """
+        try:
+            found = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise SweepDirError(str(self.manifest), f"unreadable ({error})", "JSON") from error
+        return dict(found)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Replace the manifest."""
+        write_atomically(self.manifest, json.dumps(dict(manifest), indent=1).encode())
+
+
+def _read_holder(file: IO[str]) -> dict[str, Any]:
+    file.seek(0)
+    try:
+        found = json.loads(file.read() or "{}")
+    except ValueError:  # a driver died while it wrote its name
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_holder(file: IO[str], holder: Mapping[str, Any]) -> None:
+    file.truncate(0)
+    file.write(json.dumps(dict(holder)) if holder else "")
+    file.flush()
+
+
+def _is_alive_elsewhere(holder: Mapping[str, Any], lock: Path) -> bool:
+    """Whether a driver on another host still beats, as far as the file's time can tell."""
+    if not holder or holder.get("host") == socket.gethostname():
+        return False
+    return time.time() - lock.stat().st_mtime < STALE_SECONDS
+
+
+def _beat(lock: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(lock)
+
+
+@functools.cache
+def environment() -> Mapping[str, Any]:
+    """Versions, commit and hardware of this process, for manifests and provenance."""
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": sys.version.split()[0],
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "commit": _commit(),
+        "versions": {name: _version(name) for name in _RECORDED_PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's model name, where the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the user's working directory, None outside a repository."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,291 @@
+"""One attempt at one trial: restore, train, record, seal. Knows no scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sweeper.attempt import Order, Outcome, Progress
+from sweeper.config import SCHEMA_VERSION, TrialConfig
+from sweeper.durable import crash_point, sweep_partials
+from sweeper.errors import CheckpointError
+from sweeper.plan import Size
+from sweeper.store.local import LocalObjects
+from sweeper.store.schema import SampleSet, sealed_key
+from sweeper.store.seal import State, is_sealed, seal, sweep_sealed
+from sweeper.store.staging import StagedTrial, owner_of
+from sweeper.store.writer import AttemptWriter, TrialHeader, attempts, create_store
+from sweeper.sweep_dir import SweepDir, environment
+from sweeper.train import checkpoint, data, planned_steps, train
+from sweeper.train.loop import Moment
+
+
+def size_of(config: TrialConfig) -> Size:
+    """What the trial will store; nothing is read for it."""
+    described = data.describe(config.data)
+    n_samples = described.n_test
+    if config.record.train == "predictions":
+        n_samples += described.n_train
+    n_snapshots = len(planned_steps(config))
+    return Size(n_snapshots, n_snapshots * n_samples * len(described.class_names) * 2)
+
+
+def run_attempt(
+    order: Order,
+    should_stop: Callable[[], bool],
+    on_progress: Callable[[Progress], None],
+) -> Outcome:
+    """Run a trial from its last checkpoint to its end, recording every snapshot on the way.
+
+    A complete trial is left alone. Killed at any instant, the next attempt repeats at most the
+    work since the last checkpoint; on a CPU it ends with the same digest. Errors are written to
+    the trial's log with their traceback, then raised.
+
+    Parameters
+    ----------
+    should_stop : asked after every step; when true the attempt checkpoints and returns.
+    on_progress : called after the attempt is claimed, and then at most once a second.
+    """
+    attempt = _Attempt(order, should_stop, on_progress)
+    try:
+        return attempt.run()
+    except Exception:
+        attempt.log("failed\n" + traceback.format_exc())
+        raise
+
+
+class _Attempt:
+    """The state of one attempt; `run` is the whole story."""
+
+    def __init__(
+        self,
+        order: Order,
+        should_stop: Callable[[], bool],
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.order, self.should_stop, self.on_progress = order, should_stop, on_progress
+        self.folder = SweepDir(order.sweep_dir)
+        self.started = time.monotonic()
+
+    def run(self) -> Outcome:
+        torch.set_num_threads(self.order.threads)
+        config = TrialConfig.from_flat(self.order.config)
+        objects = create_store(self.folder.store)
+        if is_sealed(objects, self.order.trial_id):
+            found = sweep_sealed(objects, self.order.trial_id)
+            self._remove_checkpoints()
+            return self._outcome(int(found["attempts"][-1]["attempt"]), found["state"], objects)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        header = _header(self.order, config, device)
+        return self._record(objects, config, header, device)
+
+    def _record(
+        self, objects: LocalObjects, config: TrialConfig, header: TrialHeader, device: torch.device
+    ) -> Outcome:
+        restored = self._restore(objects, len(header.steps))
+        writer = AttemptWriter(objects, header, restored.next_snapshot)
+        lineage = [*restored.lineage, (writer.attempt, restored.next_snapshot)]
+        n_steps = header.steps[-1]
+        self.log(
+            f"attempt {writer.attempt} on {socket.gethostname()} ({device}), "
+            f"step {restored.step} of {n_steps}"
+        )
+        self._report(writer.attempt, restored.step, n_steps, device)
+        state: State = "diverged" if restored.diverged else "complete"
+        next_snapshot, saved, reported = restored.next_snapshot, time.monotonic(), time.monotonic()
+        for moment in self._moments(config, device, restored):
+            if moment.diverged:
+                state = "diverged"
+                break
+            if moment.snapshot is not None:
+                writer.append(moment.snapshot, moment.epoch, moment.metrics, moment.log_probs)
+                next_snapshot = moment.snapshot + 1
+                self.log(_line(moment))
+            now, stop = time.monotonic(), self.should_stop()
+            if stop or now - saved >= self.order.checkpoint_seconds:
+                self._save(writer, lineage, next_snapshot, moment)
+                saved = now
+            if stop:
+                self.log(f"stopped at step {moment.step}")
+                return self._outcome(writer.attempt, "stopped", objects)
+            if now - reported >= 1:
+                self._report(writer.attempt, moment.step, n_steps, device)
+                reported = now
+        return self._finish(objects, writer, state)
+
+    def _moments(
+        self, config: TrialConfig, device: torch.device, restored: _Restored
+    ) -> Iterator[Moment]:
+        """The moments left to record; none when the last snapshot is already staged."""
+        if not restored.all_staged:
+            yield from train(config, device=device, state=restored.state)
+
+    def _finish(self, objects: LocalObjects, writer: AttemptWriter, state: State) -> Outcome:
+        digest = seal(objects, self.order.trial_id, state, writer.attempt)
+        self._remove_checkpoints()
+        self.log(f"{state}, digest {digest[:12]}")
+        return self._outcome(writer.attempt, state, objects)
+
+    # --- checkpoints ----------------------------------------------------------------------
+
+    def _restore(self, objects: LocalObjects, n_planned: int) -> _Restored:
+        """Where this attempt starts: after all snapshots, at a checkpoint, or at the beginning."""
+        if not attempts(objects, self.order.trial_id):
+            return _Restored()
+        staged = StagedTrial(objects, self.order.trial_id)
+        if staged.n_recorded == n_planned and not staged.holes:
+            step = int(staged.header["steps"][-1])
+            return _Restored(next_snapshot=n_planned, step=step, all_staged=True)
+        for path in sorted(self._checkpoints(), key=_checkpoint_step, reverse=True):
+            try:
+                found = checkpoint.load(path)
+            except CheckpointError as error:
+                self.log(f"{error}; ignored")
+                continue
+            lineage = [(int(number), int(first)) for number, first in found["lineage"]]
+            if _descends(lineage, found["next_snapshot"], staged):
+                return _Restored(
+                    lineage=lineage,
+                    next_snapshot=found["next_snapshot"],
+                    step=found["state"]["step"],
+                    diverged=found["state"]["diverged"],
+                    state=found["state"],
+                )
+        return _Restored()
+
+    def _checkpoints(self) -> list[Path]:
+        folder = self.folder.checkpoints(self.order.trial_id)
+        sweep_partials(folder)
+        return list(folder.glob("*.pt"))
+
+    def _save(
+        self,
+        writer: AttemptWriter,
+        lineage: list[tuple[int, int]],
+        next_snapshot: int,
+        moment: Moment,
+    ) -> None:
+        """Write a checkpoint; the snapshots it claims are durable already.
+
+        The files of a newer attempt are left alone: this process may be a late one.
+        """
+        folder = self.folder.checkpoints(self.order.trial_id)
+        path = folder / f"{writer.attempt}-{moment.step}.pt"
+        claim = [list(pair) for pair in lineage]
+        checkpoint.save(
+            path, {"lineage": claim, "next_snapshot": next_snapshot, "state": moment.state()}
+        )
+        crash_point("checkpoint")
+        for other in folder.glob("*.pt"):
+            if other != path and _checkpoint_attempt(other) <= writer.attempt:
+                other.unlink(missing_ok=True)
+        crash_point("checkpoint-sweep")
+
+    def _remove_checkpoints(self) -> None:
+        folder = self.folder.checkpoints(self.order.trial_id)
+        for path in folder.glob("*"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # absent, or another attempt just wrote
+            folder.rmdir()
+
+    # --- reports --------------------------------------------------------------------------
+
+    def _report(self, attempt: int, step: int, n_steps: int, device: torch.device) -> None:
+        host = socket.gethostname()
+        self.on_progress(Progress(self.order.trial_id, attempt, step, n_steps, host, str(device)))
+
+    def _outcome(self, attempt: int, state: str, objects: LocalObjects) -> Outcome:
+        found = objects.attributes(sealed_key(self.order.trial_id)) or {}
+        seconds = round(time.monotonic() - self.started, 3)
+        return Outcome(self.order.trial_id, attempt, state, seconds, found.get("digest"))
+
+    def log(self, text: str) -> None:
+        """Append to the trial's log."""
+        path = self.folder.log(self.order.trial_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{stamp} [{os.getpid()}] {text}\n")
+
+
+@dataclass(frozen=True)
+class _Restored:
+    """Where an attempt starts; the default is the beginning."""
+
+    lineage: list[tuple[int, int]] = field(default_factory=list)
+    next_snapshot: int = 0
+    step: int = 0
+    diverged: bool = False
+    all_staged: bool = False
+    state: dict[str, Any] | None = None
+
+
+def _descends(lineage: list[tuple[int, int]], next_snapshot: int, staged: StagedTrial) -> bool:
+    """Whether the staged snapshots before a checkpoint are the ones it was trained through.
+
+    A late older attempt can write a checkpoint after a newer one took over its tail; going on
+    from it would leave a hole, or join two attempts' paths.
+    """
+    return all(
+        staged.is_present(i) and owner_of(i, lineage) == owner_of(i, staged.claims)
+        for i in range(next_snapshot)
+    )
+
+
+def _checkpoint_step(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
+
+
+def _checkpoint_attempt(path: Path) -> int:
+    return int(path.stem.partition("-")[0])
+
+
+def _header(order: Order, config: TrialConfig, device: torch.device) -> TrialHeader:
+    splits = data.load(config.data)
+    samples = {
+        split: SampleSet(
+            split,
+            getattr(splits, f"{split}_y").numpy(),
+            getattr(splits, f"{split}_ids").numpy(),
+            splits.class_names,
+        )
+        for split in (("test", "train") if config.record.train == "predictions" else ("test",))
+    }
+    scored = ("test",) if config.record.train == "none" else ("test", "train")
+    return TrialHeader(
+        trial_id=order.trial_id,
+        schema=SCHEMA_VERSION,
+        config=config.to_flat(),
+        identity=config.identity,
+        steps=planned_steps(config),
+        metrics=[f"{split}_{name}" for split in scored for name in ("loss", "accuracy")],
+        sample_sets=samples,
+        provenance=_provenance(order, device),
+    )
+
+
+def _provenance(order: Order, device: torch.device) -> dict[str, Any]:
+    on_gpu = device.type == "cuda"
+    return {
+        **environment(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": order.threads,
+        "plug_ins": dict(order.plug_ins),
+        # On a CPU equal threads, instruction set and versions give equal bits; elsewhere rounding.
+        "reproducible": "to rounding" if on_gpu else "bit for bit",
+    }
+
+
+def _line(moment: Moment) -> str:
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in moment.metrics.items())
+    return f"snapshot {moment.snapshot} at step {moment.step}, epoch {moment.epoch:.2f}: {metrics}"
