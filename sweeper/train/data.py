@@ -106,7 +106,6 @@ def describe(config: DataConfig) -> DataSet:
     return found
 
 
-@functools.lru_cache(maxsize=4)
 def load(config: DataConfig, device: torch.device | None = None) -> Splits:
     """The samples in the memory of `device` (default: the CPU), read once per process.
 
@@ -116,8 +115,19 @@ def load(config: DataConfig, device: torch.device | None = None) -> Splits:
     ------
     ConfigError : what was read is not what the data set announced.
     """
-    if device is not None and device.type != "cpu":
-        return load(config).to(device)
+    if device is None or device.type == "cpu":
+        return _read(config)
+    return _resident(config, device)
+
+
+@functools.lru_cache(maxsize=2)
+def _resident(config: DataConfig, device: torch.device) -> Splits:
+    """A copy in a device's memory: two of them at most, since that memory is scarce."""
+    return _read(config).to(device)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(config: DataConfig) -> Splits:
     dataset = describe(config)
     splits = dataset.load()
     for name in ("train", "test"):

@@ -40,7 +40,7 @@ class Evaluation:
 def evaluate(model: nn.Module, data: Splits, split: str, *, keep: bool) -> Evaluation:
     """Evaluate `split` (`train` or `test`), unaugmented, in evaluation mode.
 
-    One wait for the device in all. The model is left in evaluation mode.
+    Waits for the device only at the end. The model is left in evaluation mode.
 
     Parameters
     ----------

@@ -164,7 +164,8 @@ class _Trainee:
     def advance(self, batch: Tensor) -> None:
         """One optimizer step on the samples `batch`; never waits for the device."""
         config = self.config
-        self.model.train()
+        if not self.model.training:  # walking a network's modules costs as much as a small layer
+            self.model.train()
         self.generator.manual_seed(seed_of(config.seed, "augment", self.step))
         seed_global(seed_of(config.seed, "dropout", self.step), self.device)
         x = self.data.inputs(self.augment(self.data.pixels(self.data.train_x[batch])))

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from torch import nn
 
 from sweeper.errors import ConfigError
+
+_NORMS: Mapping[str, Callable[[int], list[nn.Module]]] = {
+    "batch": lambda width: [nn.BatchNorm1d(width, affine=False)],
+    "layer": lambda width: [nn.LayerNorm(width, elementwise_affine=False)],
+    "none": lambda width: [],
+}
 
 
 def fc(
@@ -36,14 +43,6 @@ def fc(
     layers: list[nn.Module] = [nn.Flatten()]
     n_in = math.prod(shape)
     for width in widths:
-        layers += [nn.Linear(n_in, width), nn.ReLU(), *_norm(norm, width), nn.Dropout(dropout)]
+        layers += [nn.Linear(n_in, width), nn.ReLU(), *_NORMS[norm](width), nn.Dropout(dropout)]
         n_in = width
     return nn.Sequential(*layers, nn.Linear(n_in, n_classes))
-
-
-def _norm(norm: str, width: int) -> list[nn.Module]:
-    if norm == "batch":
-        return [nn.BatchNorm1d(width, affine=False)]
-    if norm == "layer":
-        return [nn.LayerNorm(width, elementwise_affine=False)]
-    return []

@@ -60,7 +60,7 @@ def test_describing_digits_agrees_with_what_is_read():
 
 
 def test_data_are_read_once():
-    assert load(DIGITS) is load(DataConfig(name="digits"))
+    assert load(DIGITS) is load(DataConfig(name="digits"), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
