@@ -171,8 +171,6 @@ class _Compiler:
         shown = f"`{source}`" if source else f"operator {type(node).__name__}"
         return self.error(f"{shown} is not allowed", _GRAMMAR)
 
-    # names and literals
-
     def _constant(self, node: ast.Constant, depth: int) -> _Evaluate:
         value = node.value
         if not (value is None or isinstance(value, (bool, int, float, str))):
@@ -217,8 +215,6 @@ class _Compiler:
         constant = [item({}) for item in items]
         return lambda values: constant
 
-    # arithmetic
-
     def _binary(self, node: ast.BinOp, depth: int) -> _Evaluate:
         if type(node.op) not in _OPERATORS:
             raise self._refused(node)
@@ -262,8 +258,6 @@ class _Compiler:
             found = f"`{symbol}` of `{_shown(*operands)}` is too large or not a real number"
             raise self.error(found, _BOUNDED)
         return result
-
-    # logic
 
     def _logic(self, node: ast.BoolOp, depth: int) -> _Evaluate:
         *others, last = [self.compile(item, depth) for item in node.values]
