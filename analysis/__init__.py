@@ -1,0 +1,1 @@
+"""Read a sweep's predictions and reduce them: distances, InPCA, figures, report."""

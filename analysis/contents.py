@@ -1,0 +1,126 @@
+"""What the report and the figures show, gathered from the artifacts and the store."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.inpca import explained_stress
+from analysis.provenance import provenance, read_document, read_table
+from analysis.select import select
+from analysis.tiles import open_distances
+from sweeper.errors import AnalysisError
+from sweeper.store import open_store
+
+_NOT_CONFIG = ("state", "n_snapshots", "digest", "left_out")
+_METRICS = ("test_loss", "test_accuracy", "train_loss", "train_accuracy")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An embedding and the trials it is of.
+
+    Attributes
+    ----------
+    name : of the sweep.
+    embedding : rows of `embedding.parquet`: trial_id, snapshot, step, epoch, accuracy, loss, pc1….
+    references : rows of `references.parquet`: trial_id (`truth`, `ignorance`), pc1….
+    spectrum : eigenvalues, explained stress, bound: the contents of `inpca.json`.
+    trials : every trial of the store, as `analysis.select.Selection.trials`.
+    about : provenance of the report.
+    notes : what the reader should know about how current this is.
+    """
+
+    name: str
+    embedding: pd.DataFrame
+    references: pd.DataFrame
+    spectrum: dict[str, Any]
+    trials: pd.DataFrame
+    about: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def n_components(self) -> int:
+        """Axes of the embedding."""
+        return len(self.spectrum["eigenvalues"])
+
+    @property
+    def stress(self) -> list[float]:
+        """Explained stress χ_k for every computed eigenvalue, k = 1, 2, …."""
+        values = np.asarray(self.spectrum["spectrum"])
+        return [float(x) for x in explained_stress(values, self.spectrum["frobenius_norm"])]
+
+    @property
+    def embedded_trials(self) -> pd.DataFrame:
+        """The trials whose snapshots are in the embedding, in its order."""
+        return self.trials.loc[self.embedding["trial_id"].unique()]
+
+    @property
+    def varying(self) -> list[str]:
+        """Configuration columns in which the embedded trials differ, `model.name` first."""
+        table = self.embedded_trials
+        config = [c for c in table.columns if c not in _NOT_CONFIG and c not in _METRICS]
+        found = [c for c in config if table[c].astype(str).nunique() > 1]
+        return sorted(found, key=lambda c: (c != "model.name", c == "seed"))
+
+    def axis(self, k: int) -> str:
+        """The name of axis k (from 1), with the share it adds, time-like ones marked."""
+        value = self.spectrum["eigenvalues"][k - 1]
+        return f"PC {k}" + (" (time-like)" if value < 0 else "")
+
+
+def gather(sweep_dir: Path, folder: Path) -> Contents:
+    """Read the artifacts in `folder` and the trials of the sweep.
+
+    Raises
+    ------
+    AnalysisError : there is no embedding, or it is of other distances than are there.
+    StoreError : an artifact is damaged.
+    """
+    hint = f"run `sweeper analyze inpca {sweep_dir}` first"
+    if not (folder / "inpca.json").exists():
+        raise AnalysisError(str(sweep_dir), "no embedding here", hint=hint)
+    spectrum = read_document(folder / "inpca.json")
+    embedded = spectrum["provenance"]
+    (embedding, of_points), (references, of_references) = (
+        read_table(folder / f"{name}.parquet") for name in ("embedding", "references")
+    )
+    made = {item["fingerprint"] for item in (embedded, of_points, of_references)}
+    if made != {embedded["fingerprint"]} or not _is_current(folder, embedded):
+        raise AnalysisError(str(sweep_dir), "the embedding is not of the distances here", hint=hint)
+    asked = embedded["parameters"]
+    selection = select(open_store(sweep_dir), asked["where"], asked["exclude_untrained"])
+    table = selection.trials.to_csv().encode()
+    about = provenance(
+        "report",
+        {**embedded["inputs"], "inpca": embedded["fingerprint"], "trials": _hash(table)},
+        asked,
+        selection.left_out,
+    )
+    notes = _notes(selection.digests, embedded["inputs"]["digests"], sweep_dir)
+    name = Path(sweep_dir).resolve().name
+    return Contents(name, embedding, references, spectrum, selection.trials, about, notes)
+
+
+def _is_current(folder: Path, embedded: dict[str, Any]) -> bool:
+    fingerprint = open_distances(folder / "distances.zarr").about["fingerprint"]
+    return bool(embedded["inputs"]["distances"] == fingerprint)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def _notes(now: dict[str, str], then: dict[str, str], sweep_dir: Path) -> tuple[str, ...]:
+    added = len(now.keys() - then.keys())
+    if not added:
+        return ()
+    return (
+        f"{added} trials have completed since the distances were computed and are not shown; "
+        f"run `sweeper analyze all {sweep_dir}`",
+    )

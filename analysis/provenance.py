@@ -1,0 +1,91 @@
+"""What an artifact was made of, kept with it, so that it is made again only when that changed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sweeper.durable import write_atomically
+from sweeper.errors import StoreError
+
+_KEY = b"sweeper"
+_LIBRARIES = ("sweeper", "numpy", "scipy", "torch", "zarr")
+_AGAIN = "run `sweeper analyze all DIR` again"
+
+
+def provenance(
+    stage: str,
+    inputs: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    left_out: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A record of JSON values: stage, inputs, parameters, left out, versions, fingerprint.
+
+    The fingerprint (12 hex digits) covers what the result depends on: stage, inputs, parameters
+    and our own version.
+    """
+    about: dict[str, Any] = {"stage": stage, "inputs": dict(inputs), "parameters": dict(parameters)}
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    text = json.dumps([about, versions["sweeper"]], sort_keys=True, allow_nan=False)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
+    about |= {"left_out": dict(left_out), "versions": versions, "fingerprint": fingerprint}
+    return dict(json.loads(json.dumps(about)))
+
+
+def write_table(path: Path, table: pd.DataFrame, about: Mapping[str, Any]) -> None:
+    """Replace a Parquet file atomically; its schema's metadata holds the provenance."""
+    content = pa.Table.from_pandas(table, preserve_index=False)
+    metadata = {**(content.schema.metadata or {}), _KEY: json.dumps(about).encode()}
+    buffer = io.BytesIO()
+    pq.write_table(
+        content.replace_schema_metadata(metadata),
+        buffer,
+        compression="zstd",
+        write_page_checksum=True,
+    )
+    write_atomically(path, buffer.getvalue())
+
+
+def read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A table and its provenance.
+
+    Raises
+    ------
+    StoreError : it is absent, damaged, or not written by `write_table`.
+    """
+    try:
+        content = pq.read_table(path, page_checksum_verification=True)
+        return content.to_pandas(), json.loads(content.schema.metadata[_KEY])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        found = "absent" if isinstance(error, FileNotFoundError) else f"unreadable ({error})"
+        raise StoreError(str(path), found, hint=_AGAIN) from error
+
+
+def write_document(path: Path, content: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Replace a JSON file atomically; its provenance is the member `provenance`."""
+    document = {**content, "provenance": dict(about)}
+    write_atomically(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A JSON file that `write_document` wrote, its `provenance` included.
+
+    Raises
+    ------
+    StoreError : it is absent, damaged, or something else.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        return {**found, "provenance": dict(found["provenance"])}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        missing = "absent" if isinstance(error, FileNotFoundError) else f"unreadable ({error})"
+        raise StoreError(str(path), missing, hint=_AGAIN) from error

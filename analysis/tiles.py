@@ -1,0 +1,331 @@
+"""A symmetric matrix of distances, stored tile by tile.
+
+::
+
+    distances.zarr/            a Zarr v3 group; its attributes say of what
+      d/                       (M, M) float32; only tiles on and above the diagonal are there
+        c.0.0  c.0.1  …        one tile each, CRC32C of the file inside
+        finished.jsonl         one line a tile once it is durable: name and checksums of its values
+      references/              (2, M) float64: distances of truth and of ignorance to each snapshot
+
+A tile is written and fsynced, then recorded as finished by `analysis.fill`. What is recorded can be
+relied upon, or is refused by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+import zarr.codecs
+
+from analysis.provenance import read_table
+from sweeper.durable import sync_folder, write_atomically
+from sweeper.errors import AnalysisError, FormatVersionError, HoleError, StoreError
+from sweeper.store.local import DurableStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = npt.NDArray[Any]
+Tile = tuple[int, int]
+
+FORMAT = 1
+TILE = 1024  # snapshots on a side: 4 MiB, and little is repeated when a run is killed
+DISTANCES = "distances.zarr"
+_FIRST = "run `sweeper analyze distances DIR` first"
+_AGAIN = "run `sweeper analyze distances DIR` again: it computes what is absent or damaged"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How an M × M symmetric matrix is cut into tiles."""
+
+    M: int
+    tile: int
+
+    def upper(self) -> Iterator[Tile]:
+        """The tiles on and above the diagonal, in order of rows."""
+        n = math.ceil(self.M / self.tile)
+        return ((i, j) for i in range(n) for j in range(i, n))
+
+    def span(self, index: int) -> slice:
+        """The rows (or columns) of a row (or column) of tiles."""
+        return slice(index * self.tile, min((index + 1) * self.tile, self.M))
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def open_distances(path: str | Path) -> Distances:
+    """Open a matrix of distances for reading.
+
+    Parameters
+    ----------
+    path : a sweep directory, or the folder of the matrix.
+
+    Raises
+    ------
+    AnalysisError : there is none. StoreError : it is damaged, or of a newer format.
+    """
+    inside = Path(path) / "analysis" / DISTANCES
+    return Distances(inside if inside.is_dir() else Path(path))
+
+
+class Distances:
+    """The full symmetric matrix, read lazily: ``d[i0:i1, j0:j1]``.
+
+    Blocks are float32 as stored (nats; the diagonal is zero). Every tile is checked against its
+    recorded checksum when it is first read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        attributes = attributes_of(path)
+        if attributes is None or "analysis_format" not in attributes:
+            raise AnalysisError(str(path), "no distances here", hint=_FIRST)
+        if attributes["analysis_format"] > FORMAT:
+            raise FormatVersionError(
+                str(path),
+                f"distances of format `{attributes['analysis_format']}`",
+                f"this sweeper reads up to {FORMAT}",
+                "install the version of sweeper that wrote them",
+            )
+        self.path = path
+        self.about: dict[str, Any] = attributes["about"]
+        self._d = _open(path, "d", "r")
+        self.grid = Grid(self._d.shape[0], attributes["tile"])
+        self._finished = finished(path)
+        self._checked: set[Tile] = set()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(M, M)."""
+        return self.grid.M, self.grid.M
+
+    @functools.cached_property
+    def snapshots(self) -> pd.DataFrame:
+        """What each row is of: `trial_id`, `snapshot`, `step`, `epoch`, `accuracy`, `loss`.
+
+        Raises
+        ------
+        StoreError : the table is absent, damaged or of another matrix.
+        """
+        path = self.path.with_name("snapshots.parquet")
+        table, about = read_table(path)
+        if about != self.about or len(table) != self.grid.M:
+            raise StoreError(
+                str(path), "not the rows of this matrix", f"its {self.grid.M} rows", _AGAIN
+            )
+        return table
+
+    @functools.cached_property
+    def references(self) -> Array:
+        """Exact distances of truth (row 0) and ignorance (row 1) to every snapshot, (2, M) float64.
+
+        Between the two it is ½ ln n_classes.
+        """
+        n_tiles = math.ceil(self.grid.M / self.grid.tile)
+        return np.concatenate([self._references(i) for i in range(n_tiles)], axis=1)
+
+    def __getitem__(self, key: tuple[slice | int, slice | int]) -> Array:
+        """A block, float32.
+
+        Raises
+        ------
+        AnalysisError : a tile of it is not computed yet. HoleError : a finished tile is absent.
+        StoreError : a finished tile is damaged.
+        """
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise AnalysisError("D", f"index `{key}`", "a pair of slices or indices")
+        spans = [_span(index, self.grid.M) for index in key]
+        block = np.empty([span.stop - span.start for span in spans], np.float32)
+        for i, rows in self._overlaps(spans[0]):
+            for j, columns in self._overlaps(spans[1]):
+                here = (_shifted(rows, spans[0].start), _shifted(columns, spans[1].start))
+                block[here] = self._part(i, j, rows, columns)
+        return block[tuple(0 if isinstance(index, int) else slice(None) for index in key)]
+
+    def _overlaps(self, span: slice) -> Iterator[tuple[int, slice]]:
+        """The tiles a span of rows touches, and which of its rows are theirs."""
+        for index in range(span.start // self.grid.tile, math.ceil(span.stop / self.grid.tile)):
+            tile = self.grid.span(index)
+            yield index, slice(max(span.start, tile.start), min(span.stop, tile.stop))
+
+    def _part(self, i: int, j: int, rows: slice, columns: slice) -> Array:
+        """A block within one tile, which below the diagonal is the mirrored one's."""
+        if i > j:
+            return self._part(j, i, columns, rows).T
+        if (i, j) in self._checked:
+            return np.asarray(self._d[rows, columns])
+        here = (_shifted(rows, i * self.grid.tile), _shifted(columns, j * self.grid.tile))
+        return self.check((i, j))[here]
+
+    def check(self, tile: Tile) -> Array:
+        """One tile on or above the diagonal, read whole and compared with its checksum.
+
+        With a tile of the diagonal, its part of `references` is checked as well.
+        """
+        if tile[0] == tile[1]:
+            self._references(tile[0])
+        values = self._read(self._d, tile, tuple(map(self.grid.span, tile)), "crc32")
+        self._checked.add(tile)
+        return values
+
+    def _references(self, index: int) -> Array:
+        """The part of `references` that belongs to a tile of the diagonal."""
+        array = _open(self.path, "references", "r")
+        selection = (slice(None), self.grid.span(index))
+        return self._read(array, (index, index), selection, "references")
+
+    def _read(self, array: Any, tile: Tile, selection: Any, checksum: str) -> Array:
+        where = f"{self.path}: tile {tile_name(tile)}"
+        entry = self._finished.get(tile_name(tile))
+        if entry is None:
+            total = sum(1 for _ in self.grid.upper())
+            raise AnalysisError(
+                where, f"not computed yet, {len(self._finished)} of {total} are", hint=_AGAIN
+            )
+        values = _read_chunk(array, selection, where)
+        if _crc32(values) != entry.get(checksum):
+            # An absent chunk reads as fill values, a damaged one fails in `_read_chunk`.
+            if np.isnan(values).all():
+                raise HoleError(where, "absent, though recorded as finished", hint=_AGAIN)
+            raise StoreError(where, "does not match its recorded checksum", hint=_AGAIN)
+        return values
+
+
+def _read_chunk(array: Any, selection: Any, where: str) -> Array:
+    try:
+        return np.asarray(array[selection])
+    except OSError:
+        raise
+    except Exception as error:  # codecs raise ValueError, RuntimeError, … on damaged bytes
+        raise StoreError(
+            where, f"damaged ({error})", "bytes that match their checksum", _AGAIN
+        ) from error
+
+
+def _span(index: slice | int, size: int) -> slice:
+    if isinstance(index, int):
+        if not -size <= index < size:
+            raise AnalysisError("D", f"index `{index}`", f"0 to {size - 1}")
+        return slice(index % size, index % size + 1)
+    start, stop, step = index.indices(size)
+    if step != 1:
+        raise AnalysisError("D", f"a step of `{step}`", "slices of step 1")
+    return slice(start, max(start, stop))
+
+
+def _shifted(span: slice, start: int) -> slice:
+    return slice(span.start - start, span.stop - start)
+
+
+# --- writing ------------------------------------------------------------------------------
+
+
+def create(path: Path, grid: Grid, about: Mapping[str, Any]) -> None:
+    """Make an empty matrix, in the place of anything that is there."""
+    if path.exists():
+        shutil.rmtree(path)
+    for name, shape, chunks, dtype in (
+        ("d", (grid.M, grid.M), (grid.tile, grid.tile), "<f4"),
+        ("references", (2, grid.M), (2, grid.tile), "<f8"),
+    ):
+        zarr.create_array(
+            DurableStore(path / name),
+            shape=shape,
+            chunks=chunks,
+            dtype=dtype,
+            fill_value=float("nan"),
+            compressors=(zarr.codecs.Crc32cCodec(),),  # distances do not compress
+            chunk_key_encoding={"name": "default", "separator": "."},
+            config={"write_empty_chunks": True},
+        )
+    describe(path, grid, about)  # last, because without it the folder is no matrix
+    sync_folder(path.parent)
+
+
+def describe(path: Path, grid: Grid, about: Mapping[str, Any]) -> None:
+    """Say what the matrix is of, in its group's attributes."""
+    attributes = {"analysis_format": FORMAT, "tile": grid.tile, "about": dict(about)}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+    write_atomically(path / "zarr.json", json.dumps(group, indent=1, allow_nan=False).encode())
+
+
+def write_tile(path: Path, tile: Tile, values: Array, references: Array | None) -> dict[str, Any]:
+    """Store one tile, durably; returns the record that says so once it is appended.
+
+    Parameters
+    ----------
+    values : (n_rows, n_columns), cast to float32.
+    references : (2, n_rows) with a tile of the diagonal, else None.
+    """
+    d = _open(path, "d", "r+")
+    grid = Grid(d.shape[0], d.chunks[0])
+    rows, columns = map(grid.span, tile)
+    values = np.asarray(values, dtype=np.float32)
+    d[rows, columns] = values
+    entry = {"tile": tile_name(tile), "crc32": _crc32(values)}
+    if references is not None:
+        _open(path, "references", "r+")[:, rows] = references
+        entry["references"] = _crc32(np.asarray(references, dtype=np.float64))
+    return entry
+
+
+# --- files ----------------------------------------------------------------------------------
+
+
+def _open(path: Path, name: str, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
+    store = DurableStore(path / name, read_only=mode == "r")
+    try:
+        return zarr.open_array(store, mode=mode)
+    except Exception as error:  # zarr raises ValueError, KeyError and its own on bad metadata
+        raise StoreError(
+            f"{path}: array {name}", f"unreadable ({type(error).__name__}: {error})", hint=_AGAIN
+        ) from error
+
+
+def attributes_of(path: Path) -> dict[str, Any] | None:
+    """The attributes of the group, None when it does not exist."""
+    try:
+        return dict(json.loads((path / "zarr.json").read_bytes())["attributes"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(str(path), f"unreadable metadata ({error})", hint=_AGAIN) from error
+
+
+def finished(path: Path) -> dict[str, dict[str, Any]]:
+    """The records of finished tiles; a torn or damaged line is no record."""
+    found = {}
+    lines = record_of(path).read_bytes().splitlines() if record_of(path).exists() else []
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            found[str(entry["tile"])] = entry
+    return found
+
+
+def record_of(path: Path) -> Path:
+    """The file that lists the finished tiles."""
+    return path / "d" / "finished.jsonl"
+
+
+def tile_name(tile: Tile) -> str:
+    """`i.j`, as in the name of its chunk."""
+    return f"{tile[0]}.{tile[1]}"
+
+
+def _crc32(values: Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(values).tobytes())
