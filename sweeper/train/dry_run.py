@@ -24,6 +24,7 @@ from sweeper.config import (
 from sweeper.errors import ConfigError
 from sweeper.train.build import build_model, build_optimizer, draw_weights
 from sweeper.train.data import describe
+from sweeper.train.length import steps_per_epoch
 from sweeper.train.optim import schedule_factor
 from sweeper.train.plug_in import call, naming
 
@@ -37,13 +38,10 @@ def check(config: TrialConfig) -> None:
     ------
     ConfigError : naming the key whose entry fails or does not fit the others.
     """
-    n_train = describe(config.data).n_train
-    batch_size = config.optim.batch_size
-    if batch_size > n_train:
-        raise ConfigError(
-            "optim.batch_size", f"`{batch_size}`", f"at most the {n_train} training samples"
-        )
-    _check_model(config.data, config.model, config.regularize.dropout, min(batch_size, 2))
+    steps_per_epoch(config)
+    _check_model(
+        config.data, config.model, config.regularize.dropout, min(config.optim.batch_size, 2)
+    )
     _check_init(config.data, config.model, config.init)
     alone = dataclasses.replace(config.optim, batch_size=1, schedule=_ANY_SCHEDULE)
     _check_optim(alone, config.regularize.weight_decay)
