@@ -1,0 +1,83 @@
+"""Small sweeps with known predictions, written by the store itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sweeper.store.schema import SampleSet
+from sweeper.store.seal import seal
+from sweeper.store.writer import AttemptWriter, TrialHeader, create_store
+
+N_SAMPLES, N_CLASSES = 40, 4
+CLASS_NAMES = ("ape", "bee", "cat", "dog")
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def random_log_probs(n: int, n_samples: int, n_classes: int, scale: float = 2.0) -> np.ndarray:
+    rng = np.random.default_rng(n * 1000 + n_samples)
+    return log_softmax(scale * rng.standard_normal((n, n_samples, n_classes)))
+
+
+def write_trial(
+    sweep: Path,
+    trial_id: str,
+    config: Mapping[str, Any] | None = None,
+    state: str | None = "complete",
+    n_snapshots: int = 5,
+    train_accuracy: float | None = 1.0,
+    class_names: tuple[str, ...] = CLASS_NAMES,
+    n_samples: int = N_SAMPLES,
+) -> np.ndarray:
+    """Record one trial that walks from ignorance towards the truth; returns its predictions."""
+    seed = int.from_bytes(trial_id.encode(), "big") % 2**32
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n_samples) % N_CLASSES
+    goal = 6 * np.eye(N_CLASSES)[labels] + rng.standard_normal((n_samples, N_CLASSES))
+    detour = rng.standard_normal((n_samples, N_CLASSES))
+    metrics = ("test_loss", "test_accuracy", "train_loss", "train_accuracy")
+    names = metrics if train_accuracy is not None else metrics[:2]
+    samples = SampleSet("test", labels, np.arange(n_samples), class_names)
+    header = TrialHeader(
+        trial_id=trial_id,
+        schema=1,
+        config={"model.name": "fc", "seed": seed, "optim.lr": 0.1, **(config or {})},
+        identity={},
+        steps=[10 * i for i in range(n_snapshots)],
+        metrics=names,
+        sample_sets={"test": samples},
+    )
+    objects = create_store(sweep / "predictions.zarr")
+    writer = AttemptWriter(objects, header, 0)
+    kept = []
+    for i in range(n_snapshots if state else n_snapshots - 1):
+        t = i / (n_snapshots - 1)
+        values = log_softmax(t * goal + 0.5 * np.sin(np.pi * t) * detour).astype(np.float16)
+        right = float((values.argmax(-1) == labels).mean())
+        loss = float(-values[np.arange(n_samples), labels].astype(float).mean())
+        found = dict(zip(metrics, (loss, right, loss, train_accuracy), strict=True))
+        writer.append(i, float(i), {name: found[name] for name in names}, {"test": values})
+        kept.append(values)
+    if state is not None:
+        seal(objects, trial_id, state, writer.attempt)
+    return np.stack(kept)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Four complete trials of two models, one diverged, one incomplete."""
+    folder = tmp_path / "tiny"
+    for i, model in enumerate(("fc", "fc", "vit", "vit")):
+        write_trial(folder, f"t{i}", {"model.name": model, "optim.lr": 0.1 * (i + 1), "seed": i})
+    write_trial(folder, "t8", {"model.name": "fc"}, "diverged", 3)
+    write_trial(folder, "t9", {"model.name": "vit"}, None)
+    return folder
