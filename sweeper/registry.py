@@ -146,7 +146,15 @@ def _options(
     axis: str, name: str, build: Callable[..., Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Defaults and types of the parameters after the leading ones."""
-    parameters = list(inspect.signature(build).parameters.values())
+    try:
+        parameters = list(inspect.signature(build).parameters.values())
+        hints = typing.get_type_hints(build)
+    except (NameError, TypeError, ValueError) as error:
+        raise ConfigError(
+            "name",
+            f"{axis} `{name}` cannot be inspected ({error})",
+            "a Python function whose annotations can be resolved",
+        ) from error
     leading = _LEADING[axis]
     if len(parameters) < leading:
         raise ConfigError(
@@ -154,7 +162,6 @@ def _options(
             f"{axis} `{name}` takes {len(parameters)} arguments",
             f"a {axis} takes at least {leading} (see sweeper/registry.py)",
         )
-    hints = typing.get_type_hints(build)
     defaults: dict[str, Any] = {}
     for parameter in parameters[leading:]:
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
