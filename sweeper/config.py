@@ -19,7 +19,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from sweeper.errors import ConfigError, nearest
-from sweeper.registry import Entry, entry
+from sweeper.registry import Entry, entry, is_plug_in
 
 # Changing any default, here or of a registry entry, renames trials: it needs a new version and
 # an `upgrade` step (tests/sweeper/test_config.py pins every default).
@@ -154,6 +154,11 @@ class TrialConfig:
     def to_flat(self) -> Flat:
         """Every field and option by its dotted name, defaults included; tuples as lists."""
         return dict(_flatten(self, ""))
+
+    def plug_ins(self) -> tuple[str, ...]:
+        """The import paths among the names of the registry entries."""
+        names = (self.to_flat()[f"{section}.name"] for section in named_sections())
+        return tuple(sorted({name for name in names if is_plug_in(name)}))
 
     @functools.cached_property
     def identity(self) -> Flat:
