@@ -64,8 +64,7 @@ def build_optimizer(
     ------
     ConfigError : the entry refuses its options, fails, or returns something else.
     """
-    trained = [param for param in params if param.requires_grad]
-    built = call("optim", optim.name, optim.options, trained, optim.lr, weight_decay)
+    built = call("optim", optim.name, optim.options, list(params), optim.lr, weight_decay)
     if not isinstance(built, Optimizer):
         raise ConfigError(
             "optim.name",

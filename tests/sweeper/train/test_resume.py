@@ -130,7 +130,8 @@ def test_a_trial_resumed_at_any_step_gives_the_same_bits(trial, case, tmp_path):
     model = case.pop("model")
     config = trial(
         **{"model.widths": None, "model.name": model, **SMALL[model], **case},
-        **{"optim.batch_size": 400, "record.schedule": "log", "regularize.weight_decay": 1e-3},
+        **{"optim.batch_size": 400, "record.schedule": "log", "record.train": "none"},
+        **{"regularize.weight_decay": 1e-3},
     )
     whole, paths = [], []
     for moment in train(config):
@@ -215,5 +216,7 @@ def test_a_diverging_trial_resumed_anywhere_ends_the_same(exploding):
 
 
 def test_a_network_that_starts_non_finite_has_diverged_before_training(trial):
-    (only,) = train(trial(init__name="normal", init__std=1e38, model__norm="none"))
+    config = trial(init__name="normal", init__std=1e38, model__norm="none")
+    (only,) = train(config)
     assert (only.step, only.snapshot, only.diverged) == (0, None, True)
+    assert list(train(config, state=only.state())) == []
