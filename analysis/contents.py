@@ -18,7 +18,7 @@ from sweeper.errors import AnalysisError
 from sweeper.store import open_store
 
 _NOT_CONFIG = ("state", "n_snapshots", "digest", "left_out")
-_METRICS = ("test_loss", "test_accuracy", "train_loss", "train_accuracy")
+METRICS = ("test_accuracy", "test_loss", "train_accuracy", "train_loss")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Contents:
     def varying(self) -> list[str]:
         """Configuration columns in which the embedded trials differ, `model.name` first."""
         table = self.embedded_trials
-        config = [c for c in table.columns if c not in _NOT_CONFIG and c not in _METRICS]
+        config = [c for c in table.columns if c not in _NOT_CONFIG and c not in METRICS]
         found = [c for c in config if table[c].astype(str).nunique() > 1]
         return sorted(found, key=lambda c: (c != "model.name", c == "seed"))
 
@@ -102,6 +102,13 @@ def gather(sweep_dir: Path, folder: Path) -> Contents:
         asked,
         selection.left_out,
     )
+    gone = set(embedding["trial_id"]) - set(selection.trials.index)
+    if gone:
+        raise AnalysisError(
+            str(sweep_dir),
+            f"trial {min(gone)} is embedded but not in the store",
+            hint=f"run `sweeper analyze all {sweep_dir}`",
+        )
     notes = _notes(selection.digests, embedded["inputs"]["digests"], sweep_dir)
     name = Path(sweep_dir).resolve().name
     return Contents(name, embedding, references, spectrum, selection.trials, about, notes)

@@ -68,7 +68,7 @@ def _trajectories_3d(contents: Contents) -> Figure:
         getattr(axes, f"{name}axis").set_pane_color((1, 1, 1, 0))
     axes.tick_params(labelsize=7)
     axes.view_init(elev=22, azim=-60)
-    _legend(figure, contents)
+    _legend(figure, contents, "upper left")
     return figure
 
 
@@ -110,13 +110,14 @@ def _spectrum(contents: Contents) -> Figure:
     left.legend()
     stress = contents.stress[:_SHOWN]
     right.plot(k, stress, "-o", ms=3, color=INK, linewidth=1)
-    for i in (1, 2, 3, 10, 50):
+    for i, below in ((1, 8), (2, 8), (3, 14), (10, 28), (50, 14)):
         if i <= len(stress):
             right.annotate(
                 f"χ$_{{{i}}}$ = {stress[i - 1]:.2f}",
                 (i, stress[i - 1]),
                 textcoords="offset points",
-                xytext=(6, -11),
+                xytext=(5, -below) if i < 50 else (0, -below),
+                ha="left" if i < 50 else "right",
             )
     right.set(title="Explained stress", xlabel="components", ylabel="χ", ylim=(0, 1.02))
     return figure
@@ -153,7 +154,7 @@ def _trajectories(contents: Contents) -> Iterator[tuple[pd.DataFrame, str]]:
         yield trajectory, palette[str(values[trial_id])]
 
 
-def _legend(figure: Figure, contents: Contents) -> None:
+def _legend(figure: Figure, contents: Contents, place: str = "outside right upper") -> None:
     column, palette = _coloured_by(contents)
     lines = [mpl.lines.Line2D([], [], color=colour, linewidth=2) for colour in palette.values()]
-    figure.legend(lines, list(palette), title=column, loc="outside right upper")
+    figure.legend(lines, list(palette), title=column, loc=place)

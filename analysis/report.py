@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from plotly.offline import get_plotlyjs
 
-from analysis.contents import Contents
+from analysis.contents import METRICS, Contents
 from analysis.palette import colours, levels
 from sweeper.durable import write_atomically
 
@@ -76,12 +76,10 @@ def _headlines(contents: Contents) -> list[list[str]]:
         [f"{len(contents.embedding):,}", "snapshots"],
         [f"{asked['n_samples']:,} × {asked['n_classes']}", f"{asked['split']} samples × classes"],
     ]
+    shown = [k for k in _HEADLINES if k <= len(stress)]
     return found + [
-        [f"{100 * stress[i - 1]:.1f} %", f"explained by {i} axis" + ("es" if i > 1 else "")]
-        if i == 1
-        else [f"{100 * stress[i - 1]:.1f} %", f"by {i} axes"]
-        for i in _HEADLINES
-        if i <= len(stress)
+        [f"{100 * stress[k - 1]:.1f} %", f"χ{k}: explained by {k} {'axis' if k == 1 else 'axes'}"]
+        for k in shown
     ]
 
 
@@ -132,14 +130,10 @@ def _spectrum(contents: Contents) -> dict[str, Any]:
 def _trials(contents: Contents) -> dict[str, Any]:
     """The table of all trials: identity, state, metrics and the columns that vary."""
     table = contents.trials.reset_index()
-    metrics = [name for name in table.columns if name in _METRICS]
+    metrics = [name for name in METRICS if name in table.columns]
     names = ["trial_id", "state", "n_snapshots", *metrics, *contents.varying]
     rows = [[_cell(value) for value in row] for row in table[names].itertuples(index=False)]
-    states = [reason or "embedded" for reason in table["left_out"].map(_plain)]
-    return {"names": names, "rows": rows, "kept": [state == "embedded" for state in states]}
-
-
-_METRICS = ("test_accuracy", "test_loss", "train_accuracy", "train_loss")
+    return {"names": names, "rows": rows, "kept": table["left_out"].isna().tolist()}
 
 
 def _plain(value: Any) -> Any:

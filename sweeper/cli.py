@@ -21,7 +21,7 @@ from sweeper.sweep_dir import SweepDir
 if TYPE_CHECKING:
     from sweeper.grid import Expansion, Trial
     from sweeper.plan import Plan
-    from sweeper.schedule.driver import Launch
+    from sweeper.schedule.driver import Counts, Launch
     from sweeper.status import Status
     from sweeper.store.verify import Report
 
@@ -192,13 +192,12 @@ def _plan_of(trials: tuple[Trial, ...], folder: SweepDir, where: str = "") -> Pl
     from sweeper.train import check
     from sweeper.trial import size_of
 
-    made = make_plan(trials, complete_ids(folder), size_of)
-    for trial in made.todo:
+    for trial in trials:
         try:
             check(trial.config)
         except SweeperError as error:
             raise error.within(f"{where}: trial {trial.trial_id}".lstrip(": ")) from error
-    return made
+    return make_plan(trials, complete_ids(folder), size_of)
 
 
 def _drive(folder: SweepDir, made: Plan, asked: Launch, executor: ExecutorName, yes: bool) -> None:
@@ -210,18 +209,27 @@ def _drive(folder: SweepDir, made: Plan, asked: Launch, executor: ExecutorName, 
         f"{folder.path}: {len(made.trials)} trials, "
         f"{len(made.trials) - len(made.todo)} complete, {n_todo} to run"
     )
-    if not n_todo:
-        return
-    if not yes and sys.stdin.isatty() and not typer.confirm("Run them?", default=True, err=True):
-        raise typer.Exit(EXIT_STOPPED)
+    if n_todo and not yes:
+        _ask()
     slots = _executor(executor, n_todo, threads_per_trial(folder))
     started = time.monotonic()
     with display() as shown:
         counts = drive(folder, made, asked, slots, shown)
+    if counts.n_todo:
+        _conclude(folder, counts, duration(time.monotonic() - started))
+
+
+def _ask() -> None:
+    """Ask a person; a script is taken to mean what it says."""
+    if sys.stdin.isatty() and not typer.confirm("Run them?", default=True, err=True):
+        raise typer.Exit(EXIT_STOPPED)
+
+
+def _conclude(folder: SweepDir, counts: Counts, took: str) -> None:
+    """Say how a launch ended, and end with the exit code for it."""
     done = counts.n_complete + counts.n_diverged
     diverged = f", {counts.n_diverged} of them diverged" if counts.n_diverged else ""
-    seconds = time.monotonic() - started
-    _say(f"{done}/{counts.n_todo} trials complete{diverged}, in {duration(seconds)}")
+    _say(f"{done}/{counts.n_todo} trials complete{diverged}, in {took}")
     if counts.n_ended < counts.n_todo:
         _say(f"stopped; `sweeper resume {folder.path}` goes on from the checkpoints")
         raise typer.Exit(EXIT_STOPPED)

@@ -136,7 +136,7 @@ class TrialConfig:
     augment: AugmentConfig = AugmentConfig()
     init: InitConfig = InitConfig()
     record: RecordConfig = RecordConfig()
-    epochs: int = _number(at_least=1)
+    epochs: int = _number(at_least=1, below=10**7)  # the record schedule lists them
     precision: typing.Literal["float32"] = "float32"
     seed: int = _number(0, at_least=0, below=2**63)
 

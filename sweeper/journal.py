@@ -52,25 +52,35 @@ def read_events(path: Path, offset: int = 0) -> Events:
             data = file.read()
     except FileNotFoundError:
         return Events([], 0, 0)
-    whole, _, torn = data.rpartition(b"\n")
-    lines = whole.split(b"\n") if whole else []
-    events = [_parse(path, line, number) for number, line in enumerate(lines, start=1)]
-    return Events(events, offset + len(data) - len(torn), len(torn))
+    *lines, torn = data.split(b"\n")
+    events = [_parse(line) for line in lines]
+    if None in events:
+        raise _damaged(path, offset, lines, events.index(None))
+    return Events([event for event in events if event], offset + len(data) - len(torn), len(torn))
 
 
-def _parse(path: Path, line: bytes, number: int) -> dict[str, Any]:
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The event of a line, None when it is not one."""
     try:
         event = json.loads(line)
     except ValueError:
-        event = None
-    if not isinstance(event, dict) or "event" not in event:
-        raise SweepDirError(
-            str(path),
-            f"line {number} is not an event: `{line[:40]!r}`",
-            "one JSON object with `event` per line",
-            "the store holds every result: move the journal away and launch again",
-        )
-    return event
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    needed = {"t"} if event["event"] in ("launched", "ended") else {"t", "trial"}
+    return event if needed <= event.keys() else None
+
+
+def _damaged(path: Path, offset: int, lines: list[bytes], index: int) -> SweepDirError:
+    """The error that names the line, counted from the beginning of the journal."""
+    with path.open("rb") as file:
+        number = file.read(offset).count(b"\n") + index + 1
+    return SweepDirError(
+        str(path),
+        f"line {number} is not an event: `{lines[index][:40].decode(errors='replace')}`",
+        "one JSON object with `event` and `t` per line",
+        "the store holds every result: move the journal away and launch again",
+    )
 
 
 @dataclass
@@ -103,9 +113,17 @@ class Tally:
         """The saved digest; an empty tally when there is none that fits the journal."""
         try:
             saved = cls(**json.loads(digest.read_bytes()))
-            return saved if saved.offset <= journal.stat().st_size else cls()
+            return saved if saved._fits(journal) else cls()
         except (OSError, ValueError, TypeError):  # the journal alone tells the same
             return cls()
+
+    def _fits(self, journal: Path) -> bool:
+        """Whether a line of this journal ends where the tally does."""
+        if not isinstance(self.trials, dict) or self.offset <= 0:
+            return False
+        with journal.open("rb") as file:
+            file.seek(self.offset - 1)
+            return file.read(1) == b"\n"
 
     def add(self, event: dict[str, Any]) -> None:
         """Take one event into account."""

@@ -58,7 +58,8 @@ def read_status(folder: SweepDir) -> Status:
     ids = planned_ids(folder.plan)
     tally = Tally.read(folder.status, folder.journal)
     driver = folder.driver()
-    states = {trial: _state(folder, tally, trial, driver is not None) for trial in ids}
+    since = tally.launched["t"] if driver is not None and tally.launched else float("inf")
+    states = {trial: _state(folder, tally, trial, since) for trial in ids}
     found = Counter(states.values())
     counts = {state: found[state] for state in STATES}
     rate = _rate(tally) if driver else None
@@ -74,21 +75,25 @@ def read_status(folder: SweepDir) -> Status:
     )
 
 
-def _state(folder: SweepDir, tally: Tally, trial: str, is_driven: bool) -> str:
-    known = tally.trials.get(trial, {}).get("state", "waiting")
-    if known in ("stopped", "lost"):
+def _state(folder: SweepDir, tally: Tally, trial: str, since: float) -> str:
+    """A trial's state; only what was started after `since`, by the live driver, is running."""
+    found = tally.trials.get(trial)
+    if found is None:
+        return "waiting"
+    if found["state"] in ("stopped", "lost"):
         return "interrupted"
-    if known == "running" and not is_driven:
-        return "complete" if _is_sealed(folder, trial) else "interrupted"
-    return str(known)
+    if found["state"] == "running" and found["t"] < since:
+        return _stored_state(folder, trial)
+    return str(found["state"])
 
 
-def _is_sealed(folder: SweepDir, trial: str) -> bool:
+def _stored_state(folder: SweepDir, trial: str) -> str:
     """Ask the store; only for what the journal leaves open, since zarr takes half a second."""
     from sweeper.store.local import LocalObjects
-    from sweeper.store.seal import is_sealed
+    from sweeper.store.schema import sealed_key
 
-    return is_sealed(LocalObjects(folder.store), trial)
+    sealed = LocalObjects(folder.store).attributes(sealed_key(trial))
+    return str(sealed["state"]) if sealed else "interrupted"
 
 
 def _rate(tally: Tally) -> float | None:

@@ -45,6 +45,19 @@ class SweepDir:
         """The folder of a trial's checkpoints; gone when the trial is complete."""
         return self.path / "checkpoints" / trial_id
 
+    def checkpointed(self) -> list[str]:
+        """The ids of the trials that have checkpoints."""
+        folder = self.path / "checkpoints"
+        return sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
+
+    def remove_checkpoints(self, trial_id: str) -> None:
+        """Remove a complete trial's checkpoints."""
+        folder = self.checkpoints(trial_id)
+        for path in folder.glob("*"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # absent, or a late attempt just wrote
+            folder.rmdir()
+
     def log(self, trial_id: str) -> Path:
         """A trial's own log, all attempts one after another."""
         return self.path / "logs" / f"{trial_id}.log"
@@ -77,10 +90,8 @@ class SweepDir:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with self._lock.open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise self._held(_read_holder(file)) from None
+            if not _take(file):
+                raise self._held(_read_holder(file))
             holder = _read_holder(file)
             if _is_alive_elsewhere(holder, self._lock):
                 raise self._held(holder)
@@ -132,11 +143,27 @@ class SweepDir:
             return {}
         except ValueError as error:
             raise SweepDirError(str(self.manifest), f"unreadable ({error})", "JSON") from error
-        return dict(found)
+        if not isinstance(found, dict):
+            raise SweepDirError(str(self.manifest), "not a mapping", "a JSON object")
+        return found
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest."""
         write_atomically(self.manifest, json.dumps(dict(manifest), indent=1).encode())
+
+
+def _take(file: IO[str]) -> bool:
+    """Lock the file; whether it was possible within half a second.
+
+    Who asks for the status holds the lock for an instant, and a driver has it for an instant
+    before its name is in the file.
+    """
+    for _ in range(10):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _read_holder(file: IO[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -17,7 +16,7 @@ import torch
 from sweeper.attempt import Order, Outcome, Progress
 from sweeper.config import SCHEMA_VERSION, TrialConfig
 from sweeper.durable import crash_point, sweep_partials
-from sweeper.errors import CheckpointError
+from sweeper.errors import CheckpointError, ConfigError
 from sweeper.plan import Size
 from sweeper.store.local import LocalObjects
 from sweeper.store.schema import SampleSet, sealed_key
@@ -82,7 +81,7 @@ class _Attempt:
         objects = create_store(self.folder.store)
         if is_sealed(objects, self.order.trial_id):
             found = sweep_sealed(objects, self.order.trial_id)
-            self._remove_checkpoints()
+            self.folder.remove_checkpoints(self.order.trial_id)
             return self._outcome(int(found["attempts"][-1]["attempt"]), found["state"], objects)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         header = _header(self.order, config, device)
@@ -104,6 +103,9 @@ class _Attempt:
         next_snapshot, saved, reported = restored.next_snapshot, time.monotonic(), time.monotonic()
         for moment in self._moments(config, device, restored):
             if moment.diverged:
+                if next_snapshot == 0:
+                    where = f"trial {self.order.trial_id}"
+                    raise ConfigError(where, "predictions before training are not finite")
                 state = "diverged"
                 break
             if moment.snapshot is not None:
@@ -131,7 +133,7 @@ class _Attempt:
 
     def _finish(self, objects: LocalObjects, writer: AttemptWriter, state: State) -> Outcome:
         digest = seal(objects, self.order.trial_id, state, writer.attempt)
-        self._remove_checkpoints()
+        self.folder.remove_checkpoints(self.order.trial_id)
         self.log(f"{state}, digest {digest[:12]}")
         return self._outcome(writer.attempt, state, objects)
 
@@ -189,13 +191,6 @@ class _Attempt:
             if other != path and _checkpoint_attempt(other) <= writer.attempt:
                 other.unlink(missing_ok=True)
         crash_point("checkpoint-sweep")
-
-    def _remove_checkpoints(self) -> None:
-        folder = self.folder.checkpoints(self.order.trial_id)
-        for path in folder.glob("*"):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # absent, or another attempt just wrote
-            folder.rmdir()
 
     # --- reports --------------------------------------------------------------------------
 

@@ -99,7 +99,9 @@ def _operand(
     log_p: torch.Tensor, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Square-root probabilities (samples, snapshots, classes), and Σₙ log of their norms."""
-    x = log_p.to(device).transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format)
+    by_sample = log_p.transpose(0, 1)
+    # A copy, whatever the input's layout and type are: what follows is in place.
+    x = torch.empty(by_sample.shape, dtype=torch.float64, device=device).copy_(by_sample)
     s = x.div_(2).exp_()
     s = s.div_(torch.linalg.vector_norm(s, dim=-1, keepdim=True)).to(dtype)
     return s, torch.linalg.vector_norm(s, dim=-1, dtype=torch.float64).log_().sum(0)

@@ -1,4 +1,3 @@
-"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
 const INK = "#1f2933", SOFT = "#52606d", GRID = "#e4e7eb", BLUE = "#0072b2", ORANGE = "#d55e00";
@@ -71,7 +70,7 @@ function trace3d(paths, line, marker) {
 function traceAccuracy(paths, line, marker) {
   const { text, epoch, accuracy } = joined(paths, []);
   return { type: text.length > 20000 ? "scattergl" : "scatter", mode: marker ? "markers" : "lines",
-    x: epoch, y: accuracy, text, line, marker, opacity: .65,
+    x: epoch, y: accuracy, text, ...(marker ? { marker } : { line }), opacity: .65,
     hovertemplate: "%{text}<extra></extra>", connectgaps: false, showlegend: false };
 }
 
@@ -117,7 +116,7 @@ function byMoment(which) {
   at("legend").replaceChildren(scale, ends);
   return {
     scene: [trace3d(data.points, { color: "rgba(120,130,140,.25)", width: 1 }, { ...marker, size: 2.4 })],
-    accuracy: [traceAccuracy(data.points, undefined, { ...marker, size: 4 })],
+    accuracy: [traceAccuracy(data.points, null, { ...marker, size: 4 })],
   };
 }
 
@@ -127,7 +126,7 @@ const axis3d = (i) => ({ title: { text: data.axes[i] || "", font: { ...FONT, siz
 const LAYOUT3D = { font: FONT, margin: { l: 0, r: 0, t: 0, b: 0 }, paper_bgcolor: "rgba(0,0,0,0)",
   uirevision: "kept", hoverlabel: { bgcolor: "#fff", bordercolor: "#cbd2d9", align: "left", font: FONT },
   scene: { xaxis: axis3d(0), yaxis: axis3d(1), zaxis: axis3d(2), aspectmode: "manual",
-    aspectratio: { x: 1.5, y: 1.1, z: .95 }, camera: { eye: { x: 1.15, y: -1.35, z: .7 } } } };
+    aspectratio: { x: 1.5, y: 1.1, z: .95 }, camera: { eye: { x: 1.3, y: -1.5, z: .75 }, center: { x: 0, y: 0, z: -.12 } } } };
 const axis2d = (title, more) => ({ title: { text: title, standoff: 8 }, gridcolor: GRID,
   zeroline: false, linecolor: "#cbd2d9", tickfont: { ...FONT, size: 12, color: SOFT }, ...more });
 const layout2d = (x, y, more) => ({ font: FONT, margin: { l: 56, r: 12, t: 8, b: 46 }, xaxis: x,

@@ -21,7 +21,7 @@ from sweeper.journal import Journal, Tally
 from sweeper.plan import Plan, plug_in_hashes, write_plan
 from sweeper.schedule.executor import Event, Executor, Failure, Lost
 from sweeper.store import open_store
-from sweeper.store.seal import is_sealed, sweep_sealed
+from sweeper.store.seal import sweep_sealed
 from sweeper.store.writer import create_store
 from sweeper.sweep_dir import SweepDir, environment
 
@@ -140,10 +140,11 @@ def _reconcile(folder: SweepDir, todo: Sequence[Trial]) -> list[Trial]:
     """The trials that the store does not hold complete, its leftovers of crashes swept."""
     objects = create_store(folder.store)
     sweep_partials(folder.path)
-    for trial_id in objects.names("staging"):
-        if is_sealed(objects, trial_id):
-            sweep_sealed(objects, trial_id)
     complete = complete_ids(folder)
+    left_over = {*objects.names("staging"), *folder.checkpointed()}
+    for trial_id in left_over & complete:
+        sweep_sealed(objects, trial_id)
+        folder.remove_checkpoints(trial_id)
     return [trial for trial in todo if trial.trial_id not in complete]
 
 

@@ -36,10 +36,24 @@ class Leases:
         return "leave" if self._draining or not self._held else "wait"
 
     def report(self, slot: int, event: Event) -> None:
-        """Take a slot's event; an outcome or failure ends its lease."""
+        """Take a slot's event; an outcome or failure ends the lease of the trial it names.
+
+        One that comes late, from a process that was taken for dead, counts while the order still
+        waits; afterwards its new holder answers for it.
+        """
+        if isinstance(event, (Outcome, Failure)) and not self._end(slot, event.trial_id):
+            return
         self._events.append(event)
-        if isinstance(event, (Outcome, Failure)):
-            self._held.pop(slot, None)
+
+    def _end(self, slot: int, trial_id: str) -> bool:
+        """Take the order off the books; whether the slot's word on it still counts."""
+        if slot in self._held and self._held[slot].trial_id == trial_id:
+            del self._held[slot]
+            return True
+        late = [order for order in self._waiting if order.trial_id == trial_id]
+        for order in late:
+            self._waiting.remove(order)
+        return bool(late)
 
     def take_events(self) -> list[Event]:
         """The events since the last call, oldest first."""

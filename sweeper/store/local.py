@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +17,8 @@ from zarr.storage import LocalStore
 
 from sweeper.durable import sync_folder, write_atomically, write_exclusively
 from sweeper.errors import StoreError
+
+_BLANK = "0" * 64  # stands where a metadata file's own checksum will be
 
 
 class DurableStore(LocalStore):
@@ -62,21 +66,27 @@ class LocalObjects:
         return DurableStore(self.root / key, read_only=read_only)
 
     def create_group(self, key: str, attributes: Mapping[str, Any]) -> bool:
-        """Write a Zarr v3 group's metadata unless it exists; whether it was written."""
-        document = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-        text = json.dumps(document, indent=1, allow_nan=False)
-        return write_exclusively(self.root / key / "zarr.json", text.encode())
+        """Write a Zarr v3 group's metadata unless it exists; whether it was written.
+
+        The attribute `checksum` is added: the SHA-256 of the file with zeros in its place.
+        """
+        found = {"checksum": _BLANK, **attributes}
+        document = {"zarr_format": 3, "node_type": "group", "attributes": found}
+        data = json.dumps(document, indent=1, allow_nan=False).encode()
+        data = data.replace(_BLANK.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+        return write_exclusively(self.root / key / "zarr.json", data)
 
     def attributes(self, key: str) -> dict[str, Any] | None:
         """The attributes of the group `key`, None when it does not exist.
 
         Raises
         ------
-        StoreError : the metadata is not readable JSON of a group.
+        StoreError : the metadata is not readable JSON of a group, or was altered.
         """
         path = self.root / key / "zarr.json"
         try:
-            found = json.loads(path.read_bytes())["attributes"]
+            data = path.read_bytes()
+            found = json.loads(data)["attributes"]
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, TypeError) as error:
@@ -85,6 +95,8 @@ class LocalObjects:
             ) from error
         if not isinstance(found, dict):
             raise StoreError(str(path), "attributes are not a mapping", "a mapping")
+        if key and not _is_unaltered(data, found.get("checksum")):
+            raise StoreError(str(path), "altered metadata", "bytes that match their checksum")
         return found
 
     def names(self, key: str) -> list[str]:
@@ -102,6 +114,18 @@ class LocalObjects:
     def delete(self, key: str) -> None:
         """Remove everything below `key`; nothing happens when it does not exist."""
         folder = self.root / key
-        if folder.is_dir():
-            shutil.rmtree(folder)
-            sync_folder(folder.parent)
+        if not folder.is_dir():
+            return
+        while folder.is_dir():
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:  # another process removes it too, or writes into it, late
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                    raise
+        sync_folder(folder.parent)
+
+
+def _is_unaltered(data: bytes, checksum: object) -> bool:
+    """Whether the bytes of a metadata file are those that its checksum was made of."""
+    blank = data.replace(str(checksum).encode(), _BLANK.encode(), 1)
+    return hashlib.sha256(blank).hexdigest() == checksum

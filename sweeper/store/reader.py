@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from sweeper.errors import HoleError, MissingStoreError, StoreError, nearest
 from sweeper.store.local import LocalObjects
 from sweeper.store.schema import Array, sealed_key, staging_key
-from sweeper.store.staging import StagedTrial, open_array, read_array
+from sweeper.store.staging import REMEDY, StagedTrial, check_name, open_array, read_array
+from sweeper.store.table import sealed_moments, sealed_row, staged_moments, staged_row
 from sweeper.store.writer import attempts, check_format
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 PREDICTIONS = "predictions.zarr"  # a sweep directory's store
 
 Selection = slice | int | Sequence[int] | Array
+T = TypeVar("T")
 
 
 def open_store(path: str | Path) -> Store:
@@ -62,8 +64,8 @@ class Store:
 
     def trial_ids(self) -> list[str]:
         """Ids of all trials of which anything is stored, sorted."""
-        sealed = set(self.complete_ids())
-        return sorted(sealed | {name for name in self._staged_ids() if name not in sealed})
+        staged = self._staged_ids()  # before the sealed ones, or one sealed meanwhile is in neither
+        return sorted({*staged, *self.complete_ids()})
 
     def complete_ids(self) -> list[str]:
         """Ids of the sealed trials (complete or diverged), sorted."""
@@ -85,7 +87,7 @@ class Store:
 
         Columns: every configuration field by its dotted name (lists as tuples; None where a
         trial has no such option), `state` (`complete`, `diverged` or `incomplete`),
-        `n_snapshots`, `digest` (None unless sealed), and the last snapshot's metrics.
+        `n_snapshots`, `digest` (missing unless sealed), and the last snapshot's metrics.
         """
         import pandas as pd
 
@@ -95,36 +97,15 @@ class Store:
         return table.set_index("trial_id")
 
     def _trial_row(self, trial_id: str) -> dict[str, Any]:
-        found = self._attributes(trial_id)
-        header = found or StagedTrial(self._objects, trial_id).header
-        row: dict[str, Any] = {"trial_id": trial_id}
-        row |= {key: _hashable(value) for key, value in header["config"].items()}
-        table = self._moments(trial_id)
-        row |= {
-            "state": found["state"] if found else "incomplete",
-            "n_snapshots": len(table["step"]),
-            "digest": found["digest"] if found else None,
-        }
-        return row | {name: table[name][-1] for name in header["metrics"] if table[name]}
+        return self._read(trial_id, sealed_row, staged_row)
 
     def snapshots(self, trial_id: str) -> pd.DataFrame:
         """One row a snapshot: `snapshot`, `step`, `epoch`, `time` and the metrics."""
         import pandas as pd
 
-        table = pd.DataFrame(self._moments(trial_id))
+        table = pd.DataFrame(self._read(trial_id, sealed_moments, staged_moments))
         table.insert(0, "snapshot", np.arange(len(table)))
         return table
-
-    def _moments(self, trial_id: str) -> dict[str, list[Any]]:
-        """Columns of step, epoch, time and metrics, one value a snapshot."""
-        found = self._attributes(trial_id)
-        if found:
-            columns = {"step": found["steps"], "epoch": found["epochs"], "time": found["times"]}
-            return {**columns, **found["metrics"]}
-        staged = self._staged(trial_id)
-        rows = [staged.moment(i) for i in range(staged.n_recorded)]
-        names = ("step", "epoch", "time", *staged.header["metrics"])
-        return {name: [row[name] for row in rows] for name in names}
 
     def trial_attributes(self, trial_id: str) -> dict[str, Any]:
         """All that is stored of a sealed trial beside its arrays (store/README.md).
@@ -142,8 +123,9 @@ class Store:
 
     def sample_set(self, split: str, trial_id: str) -> str:
         """The hash of the set of samples that a trial's predictions are of."""
-        found = self._attributes(trial_id) or self._staged(trial_id).header
-        sets = found["sample_sets"]
+        sets = self._read(
+            trial_id, lambda found: found["sample_sets"], lambda found: found.header["sample_sets"]
+        )
         if split not in sets:
             raise MissingStoreError(
                 f"trial {trial_id}",
@@ -224,11 +206,11 @@ class Store:
         StoreError : a chunk is damaged.
         """
         self.sample_set(split, trial_id)
-        found = self._attributes(trial_id)
-        if found:
-            stored = self._read_sealed(trial_id, found, split, snapshots, samples)
-        else:
-            stored = self._read_staged(trial_id, split, snapshots, samples)
+        stored = self._read(
+            trial_id,
+            lambda found: self._read_sealed(trial_id, found, split, snapshots, samples),
+            lambda staged: self._read_staged(staged, split, snapshots, samples),
+        )
         return normalised(stored)
 
     def _read_sealed(
@@ -249,23 +231,43 @@ class Store:
         stored = read_array(array, selection, where, f"{split}/log_probs")
         # The fill value is NaN and nothing that is stored is: NaN means that a shard is absent.
         if np.isnan(stored).any():
-            raise HoleError(where, f"part of `{key}` is absent", hint="run `sweeper verify`")
+            raise HoleError(where, f"part of `{key}` is absent", hint=REMEDY)
         return stored
 
     def _read_staged(
-        self, trial_id: str, split: str, snapshots: Selection, samples: Selection
+        self, staged: StagedTrial, split: str, snapshots: Selection, samples: Selection
     ) -> Array:
-        staged, where = self._staged(trial_id), f"trial {trial_id}"
+        where = f"trial {staged.trial_id}"
         indices = _indices(where, "snapshots", snapshots, staged.n_recorded)
         rows = [staged.log_probs(int(i), split) for i in np.arange(staged.n_recorded)[indices]]
-        if not rows:
-            key = staging_key(trial_id, max(staged.headers))
-            shape = open_array(self._objects, f"{key}/{split}/log_probs", where).shape
-            return np.empty((0, *shape[1:]), np.float16)
-        stored = np.stack(rows)
-        return stored[:, _indices(where, "samples", samples, stored.shape[1])]
+        trial_id = staged.trial_id
+        shape = (len(self.labels(split, trial_id)), len(self.class_names(trial_id)))
+        stored = np.stack(rows) if rows else np.empty((0, *shape), np.float16)
+        return stored[:, _indices(where, "samples", samples, shape[0])]
 
     # --- access ---------------------------------------------------------------------------
+
+    def _read(
+        self,
+        trial_id: str,
+        sealed: Callable[[dict[str, Any]], T],
+        staged: Callable[[StagedTrial], T],
+    ) -> T:
+        """What is sealed of a trial, or else staged.
+
+        A trial can be sealed, and what it staged removed, while it is read. It is published
+        first, so what was read before it was published is whole.
+        """
+        if not self._attributes(trial_id):
+            try:
+                found = staged(self._staged(trial_id))
+            except (StoreError, OSError):
+                if not self._attributes(trial_id):
+                    raise
+            else:
+                if not self._attributes(trial_id):
+                    return found
+        return sealed(self._attributes(trial_id))
 
     def _attributes(self, trial_id: str) -> dict[str, Any]:
         """The attributes of a sealed trial, empty when it is not sealed."""
@@ -273,6 +275,7 @@ class Store:
             found = self._objects.attributes(sealed_key(trial_id))
             if found is None:
                 return {}
+            check_name(trial_id, found)
             self._sealed[trial_id] = found
         return self._sealed[trial_id]
 
@@ -297,16 +300,13 @@ def normalised(stored: Array) -> Array:
 
 
 def _indices(where: str, axis: str, chosen: Selection, size: int) -> slice | Array:
-    """A slice or sorted-checked indices of an axis; an index alone keeps the axis."""
+    """A slice or checked indices of an axis; an index alone keeps the axis."""
     if isinstance(chosen, slice):
         return slice(*chosen.indices(size)) if (chosen.step or 1) > 0 else np.arange(size)[chosen]
     indices = np.atleast_1d(np.asarray(chosen))
-    if indices.dtype == np.bool_:
+    if indices.dtype == np.bool_ and indices.size == size:
         indices = np.flatnonzero(indices)
-    if indices.size and not ((indices >= -size) & (indices < size)).all():
+    whole = indices.size == 0 or np.issubdtype(indices.dtype, np.integer)
+    if not (whole and ((indices >= -size) & (indices < size)).all()):
         raise MissingStoreError(where, f"{axis} {indices.tolist()[:5]}", f"0 to {size - 1}")
     return np.asarray(indices % size if size else indices, dtype=np.intp)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

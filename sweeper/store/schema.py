@@ -19,6 +19,8 @@ SPLITS = ("test", "train")
 # float16's largest magnitude: what a log-probability is clipped to before it is stored.
 LOG_PROB_MIN = -65504.0
 
+DTYPES = {"log_probs": "<f2", "moments": "<f8", "labels": "<i8", "ids": "<i8"}
+
 CHUNK_BYTES = 2 << 20  # of a sealed array: what one read of a block of samples decodes
 SHARD_BYTES = 256 << 20
 

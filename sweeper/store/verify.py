@@ -10,12 +10,15 @@ import numpy as np
 
 from sweeper.config import content_id
 from sweeper.durable import PARTIAL
-from sweeper.errors import MissingStoreError, SweeperError
+from sweeper.errors import HoleError, MissingStoreError, SweeperError
 from sweeper.store.local import LocalObjects
 from sweeper.store.reader import Store
 from sweeper.store.schema import SampleSet, digest, samples_key, sealed_key, staging_key
 from sweeper.store.seal import is_sealed, sealed_hashes
 from sweeper.store.staging import StagedTrial, open_array, read_array
+from sweeper.store.writer import attempts
+
+Problems = Iterator[tuple[int | None, str]]
 
 _RERUN = "remove `{path}` and launch again: only this trial is run"
 
@@ -49,7 +52,10 @@ def verify(store: Store) -> Report:
     objects = LocalObjects(store.path)
     damages, n_trials, n_snapshots = [], 0, 0
     for trial_id in sorted({*objects.names("trials"), *objects.names("staging")}):
+        sealed = is_sealed(objects, trial_id)
         count, found = _check_trial(objects, trial_id)
+        if found and not sealed and is_sealed(objects, trial_id):  # while it was being read
+            count, found = _check_trial(objects, trial_id)
         if count is None:
             continue
         n_trials, n_snapshots = n_trials + 1, n_snapshots + count
@@ -72,22 +78,32 @@ def _check_trial(objects: LocalObjects, trial_id: str) -> tuple[int | None, list
             staged = StagedTrial(objects, trial_id)
             count, problems = staged.n_recorded, list(_check_staged(objects, staged))
     except MissingStoreError:
-        if not objects.names(sealed_key(trial_id)):
+        problems = list(_check_unclaimed(objects, trial_id))
+        if not problems:
             return None, []  # a crash before the first attempt was claimed
-        found = "sealed arrays are there, but neither their metadata nor staged snapshots"
-        return 0, [Damage(f"trial {trial_id}", None, found, remedy)]
+        count = 0
     except (SweeperError, KeyError, TypeError, ValueError) as error:
         return 0, [Damage(f"trial {trial_id}", None, _text(error), remedy)]
     return count, [Damage(f"trial {trial_id}", index, text, remedy) for index, text in problems]
+
+
+def _check_unclaimed(objects: LocalObjects, trial_id: str) -> Problems:
+    """Arrays without the metadata that are written before they are removed."""
+    if _members(objects, sealed_key(trial_id)):
+        yield None, "sealed arrays are there, but neither their metadata nor staged snapshots"
+    for number in attempts(objects, trial_id):
+        if _members(objects, staging_key(trial_id, number)):
+            yield None, f"attempt {number} staged snapshots, but its metadata are absent"
+
+
+def _members(objects: LocalObjects, key: str) -> list[str]:
+    return [name for name in objects.names(key) if not name.endswith(PARTIAL)]
 
 
 def _text(error: Exception) -> str:
     if isinstance(error, SweeperError):
         return error.found
     return f"attributes are incomplete ({type(error).__name__}: {error})"
-
-
-Problems = Iterator[tuple[int | None, str]]
 
 
 def _check_sealed(objects: LocalObjects, trial_id: str) -> tuple[int, list[tuple[int | None, str]]]:
@@ -100,14 +116,16 @@ def _check_sealed(objects: LocalObjects, trial_id: str) -> tuple[int, list[tuple
     hashes = {}
     for split, key in found["sample_sets"].items():
         name = f"{sealed_key(trial_id)}/{found['arrays']}/{split}/log_probs"
-        problems += _check_shape(objects, trial_id, name, found["n_snapshots"], key)
         try:
+            shape = open_array(objects, name, f"trial {trial_id}").shape
+            expected = (found["n_snapshots"], *_sample_shape(objects, key))
+            if shape != expected:
+                problems.append((None, f"`{name}` has shape {shape} instead of {expected}"))
             hashes[split] = sealed_hashes(objects, trial_id, name)
         except SweeperError as error:
             problems.append((None, error.found))
             continue
-        expected = found["snapshot_hashes"][split]
-        pairs = enumerate(zip(expected, hashes[split], strict=False))
+        pairs = enumerate(zip(found["snapshot_hashes"][split], hashes[split], strict=False))
         problems += [
             (i, f"{split} predictions differ from their hash") for i, (a, b) in pairs if a != b
         ]
@@ -119,23 +137,33 @@ def _check_sealed(objects: LocalObjects, trial_id: str) -> tuple[int, list[tuple
 
 
 def _check_staged(objects: LocalObjects, staged: StagedTrial) -> Problems:
-    for header in staged.headers.values():
+    for number, header in staged.headers.items():
         yield from _check_identity(header, staged.trial_id)
+        if header["attempt"] != number:
+            yield None, f"the attributes of attempt {number} are those of another"
+    for number in set(attempts(objects, staged.trial_id)) - staged.headers.keys():
+        if _members(objects, staging_key(staged.trial_id, number)):
+            yield None, f"attempt {number} staged snapshots, but its metadata are absent"
     for snapshot in range(staged.n_recorded):
-        if not staged.is_present(snapshot):
-            yield snapshot, "absent although later snapshots are there"
-            continue
         try:
-            moment = staged.moment(snapshot)
-            for split in staged.header["sample_sets"]:
-                values = staged.log_probs(snapshot, split)
-                if not np.isfinite(values).all():
-                    yield snapshot, f"{split} predictions are not finite"
+            yield from _check_snapshot(objects, staged, snapshot)
         except SweeperError as error:
             yield snapshot, error.found
-            continue
-        if moment["step"] != staged.header["steps"][snapshot]:
-            yield snapshot, f"recorded at step {moment['step']:.0f}, planned for another"
+
+
+def _check_snapshot(objects: LocalObjects, staged: StagedTrial, snapshot: int) -> Problems:
+    if not staged.is_present(snapshot):
+        yield snapshot, "absent although later snapshots are there"
+        return
+    step = staged.moment(snapshot)["step"]
+    if step != staged.header["steps"][snapshot]:
+        yield snapshot, f"recorded at step {step:.0f}, planned for another"
+    for split, key in staged.header["sample_sets"].items():
+        values, expected = staged.log_probs(snapshot, split), _sample_shape(objects, key)
+        if values.shape != expected:
+            yield snapshot, f"{split} predictions have shape {values.shape} instead of {expected}"
+        if not np.isfinite(values).all():
+            yield snapshot, f"{split} predictions are not finite"
 
 
 def _check_identity(found: dict[str, Any], trial_id: str) -> Problems:
@@ -149,18 +177,13 @@ def _check_identity(found: dict[str, Any], trial_id: str) -> Problems:
         yield None, f"its configuration contradicts its identity in {', '.join(differing)}"
 
 
-def _check_shape(
-    objects: LocalObjects, trial_id: str, name: str, n_snapshots: int, key: str
-) -> Problems:
+def _sample_shape(objects: LocalObjects, key: str) -> tuple[int, int]:
+    """The shape of one snapshot of a set of samples: its samples and classes."""
     attributes = objects.attributes(samples_key(key))
     if attributes is None:
-        yield None, f"its sample set {key} is absent"
-        return
-    array = open_array(objects, name, f"trial {trial_id}")
+        raise HoleError(f"sample set {key}", f"its sample set {key} is absent")
     labels = open_array(objects, f"{samples_key(key)}/{attributes['arrays']}/labels", key)
-    expected = (n_snapshots, labels.shape[0], len(attributes["class_names"]))
-    if array.shape != expected:
-        yield None, f"`{name}` has shape {array.shape} instead of {expected}"
+    return labels.shape[0], len(attributes["class_names"])
 
 
 def _check_samples(objects: LocalObjects, key: str) -> Iterator[Damage]:

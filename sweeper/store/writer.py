@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from sweeper.durable import crash_point
+from sweeper.durable import PARTIAL, crash_point
 from sweeper.errors import FormatVersionError, MissingStoreError, StoreError
 from sweeper.store import schema
 from sweeper.store.local import LocalObjects
@@ -48,7 +48,9 @@ def create_store(path: Path) -> LocalObjects:
     StoreError : the folder holds something else.
     """
     objects = LocalObjects(path)
-    if objects.names("") and not objects.exists("zarr.json"):
+    # A crash, or another process that creates the store at this moment, leaves a partial file.
+    others = [name for name in objects.names("") if not name.endswith(PARTIAL)]
+    if others and not objects.exists("zarr.json"):
         raise StoreError(str(path), "a folder that is not a store", "an empty or new folder")
     objects.create_group("", {"sweeper_format": FORMAT})
     check_format(objects)
@@ -180,33 +182,38 @@ class AttemptWriter:
             raise StoreError(where, "not a snapshot of this attempt", allowed)
         step = self.header.steps[snapshot]
         row = [step, epoch, time.time(), *(metrics[name] for name in self.header.metrics)]
+        # The test set comes last: its chunk is the commit.
+        splits = sorted(self.header.sample_sets, reverse=True)
+        for split in splits:
+            self._check(where, f"{split}/log_probs", log_probs[split])
+        if all([self._is_there(where, split, snapshot, log_probs[split]) for split in splits]):
+            return
         self._arrays["moments"][snapshot] = np.array(row)
-        # Predictions come after the moment, the test set's last: its chunk is the commit.
-        for split in sorted(self.header.sample_sets, reverse=True):
-            self._write(where, f"{split}/log_probs", snapshot, log_probs[split])
+        for split in splits:
+            self._arrays[f"{split}/log_probs"][snapshot] = log_probs[split]
         crash_point("snapshot")
 
-    def _write(self, where: str, name: str, snapshot: int, values: Array) -> None:
-        array = self._arrays[name]
-        if values.shape != array.shape[1:] or values.dtype != np.float16:
+    def _check(self, where: str, name: str, values: Array) -> None:
+        shape = self._arrays[name].shape[1:]
+        if values.shape != shape or values.dtype != np.float16:
             found = f"{name} of shape {values.shape} and type {values.dtype}"
-            raise StoreError(where, found, f"shape {array.shape[1:]} and type float16")
+            raise StoreError(where, found, f"shape {shape} and type float16")
         if not np.isfinite(values).all():
             raise StoreError(where, f"{name} holds values that are not finite", "finite values")
-        key = staging_key(self.header.trial_id, self.attempt)
-        if self.objects.exists(f"{key}/{name}/{schema.chunk_name(snapshot, array.ndim)}"):
-            there = np.asarray(array[snapshot])
-            if there.tobytes() == values.tobytes():
-                return
-            largest = np.max(np.abs(there.astype(np.float64) - values.astype(np.float64)))
-            raise StoreError(
-                where, f"already stored with other predictions (max |difference| {largest:.3g})"
-            )
-        array[snapshot] = values
 
-    def is_newest(self) -> bool:
-        """Whether no other process has claimed this trial since."""
-        return attempts(self.objects, self.header.trial_id)[-1:] == [self.attempt]
+    def _is_there(self, where: str, split: str, snapshot: int, values: Array) -> bool:
+        """Whether these predictions are staged already; other ones in their place are an error."""
+        name = f"{split}/log_probs"
+        key = f"{staging_key(self.header.trial_id, self.attempt)}/{name}"
+        if not self.objects.exists(f"{key}/{schema.chunk_name(snapshot, 3)}"):
+            return False
+        there = np.asarray(self._arrays[name][snapshot])
+        if there.tobytes() == values.tobytes():
+            return True
+        largest = np.max(np.abs(there.astype(np.float64) - values.astype(np.float64)))
+        raise StoreError(
+            where, f"already stored with other {name} (max |difference| {largest:.3g})"
+        )
 
 
 def _create_staged(

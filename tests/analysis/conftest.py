@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from sweeper.store.schema import SampleSet
 from sweeper.store.seal import seal
@@ -17,18 +18,7 @@ N_SAMPLES, N_CLASSES = 40, 4
 CLASS_NAMES = ("ape", "bee", "cat", "dog")
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float64."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
-def random_log_probs(n: int, n_samples: int, n_classes: int, scale: float = 2.0) -> np.ndarray:
-    rng = np.random.default_rng(n * 1000 + n_samples)
-    return log_softmax(scale * rng.standard_normal((n, n_samples, n_classes)))
-
-
-def write_trial(
+def _write_trial(
     sweep: Path,
     trial_id: str,
     config: Mapping[str, Any] | None = None,
@@ -61,7 +51,9 @@ def write_trial(
     kept = []
     for i in range(n_snapshots if state else n_snapshots - 1):
         t = i / (n_snapshots - 1)
-        values = log_softmax(t * goal + 0.5 * np.sin(np.pi * t) * detour).astype(np.float16)
+        values = log_softmax(t * goal + 0.5 * np.sin(np.pi * t) * detour, axis=-1).astype(
+            np.float16
+        )
         right = float((values.argmax(-1) == labels).mean())
         loss = float(-values[np.arange(n_samples), labels].astype(float).mean())
         found = dict(zip(metrics, (loss, right, loss, train_accuracy), strict=True))
@@ -73,11 +65,16 @@ def write_trial(
 
 
 @pytest.fixture
+def write_trial() -> Callable[..., np.ndarray]:
+    return _write_trial
+
+
+@pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     """Four complete trials of two models, one diverged, one incomplete."""
     folder = tmp_path / "tiny"
     for i, model in enumerate(("fc", "fc", "vit", "vit")):
-        write_trial(folder, f"t{i}", {"model.name": model, "optim.lr": 0.1 * (i + 1), "seed": i})
-    write_trial(folder, "t8", {"model.name": "fc"}, "diverged", 3)
-    write_trial(folder, "t9", {"model.name": "vit"}, None)
+        _write_trial(folder, f"t{i}", {"model.name": model, "optim.lr": 0.1 * (i + 1), "seed": i})
+    _write_trial(folder, "t8", {"model.name": "fc"}, "diverged", 3)
+    _write_trial(folder, "t9", {"model.name": "vit"}, None)
     return folder

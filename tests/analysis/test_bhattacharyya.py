@@ -1,0 +1,217 @@
+"""Distances agree with the formula, with each other and with their closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import special
+from scipy.special import logsumexp
+
+from analysis.bhattacharyya import COEFFICIENT_FLOOR, pairwise, to_ignorance, to_truth
+from sweeper.errors import AnalysisError
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return special.log_softmax(logits, axis=-1)
+
+
+def random_log_probs(n: int, n_samples: int, n_classes: int, scale: float = 2.0) -> np.ndarray:
+    rng = np.random.default_rng(n * 1000 + n_samples)
+    return log_softmax(scale * rng.standard_normal((n, n_samples, n_classes)))
+
+
+def by_formula(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """−(1/N) Σₙ log Σ_c √(p q) with SciPy, float64, nothing shared with the kernels."""
+    bc = logsumexp((p[:, None].astype(float) + q[None].astype(float)) / 2, axis=-1)
+    return -bc.mean(axis=-1)
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.max(np.abs(found - expected) / np.maximum(1, expected)))
+
+
+@pytest.mark.parametrize("kernel", ["portable", "reference"])
+@pytest.mark.parametrize("n_samples", [1, 3, 300])
+def test_both_kernels_agree_with_the_formula(kernel, n_samples):
+    p = random_log_probs(7, n_samples, 5)
+    q = random_log_probs(9, n_samples, 5)
+    assert error(pairwise(p, q, kernel=kernel), by_formula(p, q)) < 1e-7
+    assert error(pairwise(p, kernel=kernel), by_formula(p, p)) < 1e-7
+
+
+def test_tiles_groups_and_blocks_of_any_remainder_agree_with_the_formula():
+    p = random_log_probs(195, 261, 3)  # one tile and 3, one block and 5, one group and 1
+    some = [0, 100, 191, 192, 194]
+    assert error(pairwise(p)[some], by_formula(p[some], p)) < 1e-7
+
+
+@pytest.mark.parametrize("n_samples", [1, 4])
+def test_predictions_are_left_as_they_were(n_samples):
+    p = random_log_probs(3, n_samples, 5)
+    before = p.copy()
+    pairwise(p)
+    to_ignorance(p)
+    assert np.array_equal(p, before)
+
+
+@pytest.mark.parametrize("kernel", ["portable", "reference"])
+def test_distances_to_itself_are_symmetric_with_an_exactly_zero_diagonal(kernel):
+    D = pairwise(random_log_probs(12, 300, 4).astype(np.float32), kernel=kernel)
+    assert (np.diag(D) == 0).all()
+    assert (D == D.T).all()
+    assert D.dtype == np.float64
+
+
+def test_hand_worked_two_class_value():
+    p, q = np.log([[[0.5, 0.5]]]), np.log([[[0.9, 0.1]]])
+    expected = -math.log(math.sqrt(0.45) + math.sqrt(0.05))
+    assert pairwise(p, q)[0, 0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_torch_and_numpy_of_every_precision_give_the_same_distances():
+    p = random_log_probs(4, 300, 3).astype(np.float16)
+    expected = pairwise(p)
+    for values in (p.astype(np.float32), p.astype(float), torch.from_numpy(p)):
+        assert np.array_equal(pairwise(values), expected)
+
+
+def test_float16_rounding_of_rows_is_not_taken_for_distance():
+    p = random_log_probs(3, 300, 10, scale=5).astype(np.float16)
+    assert np.abs(pairwise(p, p).diagonal()).max() < 1e-7
+
+
+def test_uniform_snapshots_coincide_though_their_square_roots_are_not_exact():
+    p = np.full((3, 400, 10), -math.log(10))
+    assert pairwise(p, p).max() < 1e-8
+
+
+def test_disjoint_supports_are_infinite_in_the_reference_and_floored_in_the_kernel():
+    with np.errstate(divide="ignore"):
+        p, q = np.log([[[1.0, 0.0]] * 5]), np.log([[[0.0, 1.0]] * 5])
+    assert pairwise(p, q, kernel="reference")[0, 0] == math.inf
+    assert pairwise(p, q, kernel="portable")[0, 0] == pytest.approx(-math.log(COEFFICIENT_FLOOR))
+
+
+def test_a_product_of_four_tiny_coefficients_does_not_underflow():
+    p = log_softmax(np.tile([0.0, -75.0], (1, 400, 1)))
+    q = log_softmax(np.tile([-75.0, 0.0], (1, 400, 1)))
+    # Σ √(p q) = 2 e^−37.5, four of which are e^−150, below the smallest float32
+    expected = pairwise(p, q, kernel="reference")[0, 0]
+    assert expected == pytest.approx(37.5 - math.log(2))
+    assert pairwise(p, q)[0, 0] == pytest.approx(expected, rel=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(np.float64, (4, 6, 3), elements=st.floats(-60, 0)))
+def test_any_simplex_vectors_satisfy_the_axioms_and_the_reference(logits):
+    p = log_softmax(logits)
+    D, expected = pairwise(p), pairwise(p, kernel="reference")
+    assert (D >= 0).all()
+    assert (D == D.T).all()
+    assert error(D, expected) < 1e-7
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays(np.float64, (3, 5, 4), elements=st.floats(-50, 0)), st.randoms())
+def test_distance_ignores_the_order_of_samples_and_classes(logits, random):
+    p = log_softmax(logits)
+    samples = random.sample(range(5), 5)
+    classes = random.sample(range(4), 4)
+    assert pairwise(p[:, samples][:, :, classes]) == pytest.approx(pairwise(p), abs=1e-12)
+
+
+def test_distance_to_truth_is_half_the_cross_entropy():
+    logits = np.random.default_rng(0).standard_normal((3, 50, 6)) * 3
+    labels = np.arange(50) % 6
+    cross_entropy = [
+        torch.nn.functional.cross_entropy(torch.from_numpy(row), torch.from_numpy(labels)).item()
+        for row in logits
+    ]
+    p = log_softmax(logits)
+    assert to_truth(p, labels) == pytest.approx(np.array(cross_entropy) / 2, rel=1e-12)
+    with np.errstate(divide="ignore"):
+        truth = np.log(np.eye(6)[labels])[None]
+    assert pairwise(p, truth, kernel="reference")[:, 0] == pytest.approx(to_truth(p, labels))
+
+
+def test_distance_to_ignorance_is_that_to_uniform_rows():
+    p = random_log_probs(5, 40, 6)
+    uniform = np.full((1, 40, 6), -math.log(6))
+    assert to_ignorance(p) == pytest.approx(pairwise(p, uniform, kernel="reference")[:, 0])
+    assert to_ignorance(uniform) == pytest.approx([0.0], abs=1e-15)
+
+
+@pytest.mark.parametrize("n_classes", [2, 10, 1000])
+def test_ignorance_is_half_the_log_of_the_classes_from_truth(n_classes):
+    labels = np.arange(20) % n_classes
+    uniform = np.full((1, 20, n_classes), -math.log(n_classes))
+    with np.errstate(divide="ignore"):
+        truth = np.log(np.eye(n_classes)[labels])[None]
+    half = pytest.approx([math.log(n_classes) / 2], rel=1e-12)
+    assert to_truth(uniform, labels) == half
+    assert to_ignorance(truth) == half
+
+
+def test_threads_are_given_back():
+    before = torch.get_num_threads()
+    pairwise(random_log_probs(3, 5, 2))
+    assert torch.get_num_threads() == before
+
+
+def bad_rows(value: float) -> np.ndarray:
+    p = random_log_probs(3, 4, 2)
+    p[1, 2] = value
+    return p
+
+
+@pytest.mark.parametrize(
+    ("p", "message"),
+    [
+        (
+            bad_rows(math.nan),
+            "log_p[1, 2]: NaN, the worst of 1 wrong rows; natural-log probabilities whose sum is "
+            "1 within 0.001",
+        ),
+        (
+            bad_rows(0.0),
+            "log_p[1, 2]: probabilities that sum to `2`, the worst of 1 wrong rows; natural-log "
+            "probabilities whose sum is 1 within 0.001",
+        ),
+        (
+            bad_rows(-math.inf),
+            "log_p[1, 2]: probabilities that sum to `0`, the worst of 1 wrong rows; natural-log "
+            "probabilities whose sum is 1 within 0.001",
+        ),
+        (np.zeros((2, 2)), "log_p: shape `(2, 2)`; (n_snapshots, n_samples, n_classes)"),
+        (np.zeros((0, 2, 1)), "log_p: shape `(0, 2, 1)`; (n_snapshots, n_samples, n_classes)"),
+        (np.zeros((1, 2, 1), int), "log_p: dtype `int64`; float16, float32 or float64"),
+        ([[[0.0]]], "log_p: a list; a NumPy array or torch tensor"),
+    ],
+)
+def test_what_is_no_log_probability_is_refused_by_row(p, message):
+    with pytest.raises(AnalysisError) as caught:
+        pairwise(p)
+    assert str(caught.value) == message
+
+
+def test_shapes_kernels_devices_and_labels_that_do_not_fit_are_refused():
+    p = random_log_probs(2, 4, 3)
+    for arguments, part in (
+        ({"log_q": random_log_probs(2, 5, 3)}, "log_q: shape `(2, 5, 3)`"),
+        ({"kernel": "fast"}, "kernel: `fast`; one of auto, portable, reference"),
+        ({"device": "tpu"}, "device: `tpu`; auto, cpu, cuda or cuda:<index>"),
+        ({"device": "cuda:99"}, "device: `cuda:99`"),
+        ({"device": "cuda", "kernel": "reference"}, "device: `cuda`; the reference"),
+    ):
+        with pytest.raises(AnalysisError) as caught:
+            pairwise(p, **arguments)
+        assert str(caught.value).startswith(part)
+    for labels in (np.zeros(3, int), np.zeros(4), np.array([0, 1, 2, 3]), np.array([-1, 0, 0, 0])):
+        with pytest.raises(AnalysisError, match="labels"):
+            to_truth(p, labels)

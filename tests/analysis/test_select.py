@@ -1,0 +1,98 @@
+"""What an analysis is of, and what it leaves out and says so."""
+
+from __future__ import annotations
+
+import pytest
+
+from analysis.select import ROWS, select
+from sweeper.errors import AnalysisError, ExpressionError, MissingStoreError
+from sweeper.store import open_store
+
+
+def test_rows_are_trials_by_id_and_snapshots_in_order(sweep):
+    rows = select(open_store(sweep)).rows
+    assert tuple(rows.columns) == ROWS
+    assert list(rows["trial_id"]) == [t for t in ("t0", "t1", "t2", "t3") for _ in range(5)]
+    assert list(rows["snapshot"]) == [0, 1, 2, 3, 4] * 4
+    assert list(rows["step"][:5]) == [0, 10, 20, 30, 40]
+    assert rows["accuracy"].between(0, 1).all()
+
+
+def test_incomplete_and_diverged_trials_are_left_out_and_named(sweep):
+    assert select(open_store(sweep)).left_out == {"diverged": ["t8"], "incomplete": ["t9"]}
+
+
+def test_digests_are_those_of_the_analysed_trials(sweep):
+    store = open_store(sweep)
+    found = select(store).digests
+    assert list(found) == ["t0", "t1", "t2", "t3"]
+    assert found == {name: store.trials().loc[name, "digest"] for name in found}
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ("model.name == 'vit'", {"t2", "t3"}),
+        ("model.name == 'fc' and seed < 1", {"t0"}),
+        ("optim.lr > 0.25 or trial_id == 't1'", {"t1", "t2", "t3"}),
+        ("model.depth == None and seed == 2", {"t2"}),
+        ("test_accuracy >= 0", {"t0", "t1", "t2", "t3"}),
+    ],
+)
+def test_where_selects_by_configuration_and_metrics(sweep, write_trial, where, kept):
+    write_trial(sweep, "t7", {"model.name": "deep", "model.depth": 3, "optim.lr": 0.0}, "diverged")
+    selection = select(open_store(sweep), where)
+    assert set(selection.rows["trial_id"]) == kept
+
+
+def test_untrained_trials_are_left_out_on_request_only(sweep, write_trial):
+    write_trial(sweep, "t4", train_accuracy=0.89)
+    write_trial(sweep, "t5", train_accuracy=0.9)
+    store = open_store(sweep)
+    assert "t4" in select(store).digests
+    found = select(store, exclude_untrained=True)
+    assert found.left_out["untrained"] == ["t4"]
+    assert "t5" in found.digests
+
+
+def test_training_accuracy_must_be_known_to_leave_out_the_untrained(sweep, write_trial):
+    write_trial(sweep, "t4", train_accuracy=None)
+    with pytest.raises(AnalysisError) as caught:
+        select(open_store(sweep), exclude_untrained=True)
+    expected = "--exclude-untrained: trial t4 recorded no training accuracy"
+    assert str(caught.value) == expected
+
+
+def test_nothing_left_to_analyse_says_why(sweep):
+    with pytest.raises(AnalysisError) as caught:
+        select(open_store(sweep), "trial_id in ['t8', 't9']")
+    assert "nothing to analyse: 4 not selected, 1 " in str(caught.value)
+    with pytest.raises(AnalysisError, match="nothing to analyse: 6 not selected of 6 trials"):
+        select(open_store(sweep), "seed == 77")
+
+
+def test_a_misspelt_name_in_where_is_refused_with_the_nearest(sweep):
+    with pytest.raises(ExpressionError) as caught:
+        select(open_store(sweep), "model.nam == 'fc'")
+    assert "unknown name `model.nam`" in str(caught.value)
+    assert caught.value.hint == "did you mean `model.name`?"
+
+
+def test_trials_of_other_samples_are_refused_by_name(sweep, write_trial):
+    write_trial(sweep, "t5", n_samples=36)
+    with pytest.raises(
+        AnalysisError, match=r"differ in sample set: .*\(trial t0, t1, t2 and 1 more"
+    ):
+        select(open_store(sweep))
+    assert "t5" not in select(open_store(sweep), "trial_id != 't5'").digests
+
+
+def test_trials_of_other_classes_are_refused(sweep, write_trial):
+    write_trial(sweep, "t5", class_names=("a", "b", "c", "d"))
+    with pytest.raises(AnalysisError, match="differ in"):
+        select(open_store(sweep))
+
+
+def test_a_split_that_was_not_recorded_is_refused(sweep):
+    with pytest.raises(MissingStoreError, match="no predictions of split `train`"):
+        select(open_store(sweep), split="train")

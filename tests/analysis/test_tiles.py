@@ -1,0 +1,218 @@
+"""A matrix of distances survives kills, and refuses what is absent or damaged by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.fill import fill
+from analysis.provenance import write_table
+from analysis.tiles import Grid, open_distances
+from sweeper.errors import AnalysisError, FormatVersionError, HoleError, StoreError
+
+ABOUT = {"fingerprint": "one", "parameters": {}}
+M = 11
+GRID = Grid(M, 4)  # three by three tiles, the last one of 3 snapshots
+
+
+class Blocks:
+    """D[i, j] = |i − j| / 7 and references i, i + 100; counts what is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def distances(self, rows: slice, columns: slice) -> np.ndarray:
+        self.asked.append((rows.start // 4, columns.start // 4))
+        i, j = np.arange(M)[rows, None], np.arange(M)[None, columns]
+        return np.abs(i - j) / 7
+
+    def references(self, rows: slice) -> np.ndarray:
+        return np.arange(M, dtype=float)[rows] + np.array([[0.0], [100.0]])
+
+
+EXPECTED = np.abs(np.arange(M)[:, None] - np.arange(M)[None, :]).astype(float) / 7
+TILES = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "analysis" / "distances.zarr"
+    fill(path, Blocks(), GRID, ABOUT)
+    return path
+
+
+def chunk(path: Path, i: int, j: int) -> Path:
+    return path / "d" / f"c.{i}.{j}"
+
+
+def test_only_tiles_on_and_above_the_diagonal_are_computed(tmp_path):
+    blocks = Blocks()
+    assert fill(tmp_path / "d", blocks, GRID, ABOUT) == 6
+    assert blocks.asked == TILES
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        (slice(None), slice(None)),
+        (slice(0, 3), slice(2, 9)),
+        (slice(7, 11), slice(0, 5)),
+        (slice(5, 5), slice(None)),
+        (slice(-2, None), 3),
+        (4, 9),
+        (-1, 0),
+    ],
+)
+def test_any_block_is_that_of_the_full_symmetric_matrix(path, key):
+    found = open_distances(path)[key]
+    assert np.array_equal(found, EXPECTED.astype(np.float32)[key])
+
+
+def test_references_are_kept_exactly(path):
+    expected = np.arange(M) + np.array([[0.0], [100.0]])
+    assert np.array_equal(open_distances(path).references, expected)
+
+
+def test_a_finished_matrix_is_not_computed_again(path):
+    blocks = Blocks()
+    assert fill(path, blocks, GRID, ABOUT) == 0
+    assert blocks.asked == []
+
+
+def test_a_matrix_of_something_else_is_replaced(path):
+    blocks = Blocks()
+    fill(path, blocks, GRID, {**ABOUT, "fingerprint": "two"})
+    assert blocks.asked == TILES
+    assert open_distances(path).about["fingerprint"] == "two"
+
+
+def test_progress_counts_what_is_finished(tmp_path):
+    seen: list[tuple[int, int]] = []
+    fill(tmp_path / "d", Blocks(), GRID, ABOUT, progress=lambda *counts: seen.append(counts))
+    assert seen == [(i, 6) for i in range(7)]
+
+
+def test_tiles_may_be_mapped_in_any_order(tmp_path):
+    def backwards(function, tiles):
+        return [function(tile) for tile in reversed(list(tiles))]
+
+    fill(tmp_path / "d", Blocks(), GRID, ABOUT, map=backwards)
+    assert np.array_equal(open_distances(tmp_path / "d")[:, :], EXPECTED.astype(np.float32))
+
+
+KILLED = """
+import sys, numpy as np
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+from test_tiles import ABOUT, GRID, Blocks
+from analysis.fill import fill
+fill(Path(sys.argv[1]), Blocks(), GRID, ABOUT)
+"""
+
+
+@pytest.mark.parametrize(("crash_at", "left"), [("tile:3", TILES[3:]), ("tile-data:3", TILES[2:])])
+def test_a_run_killed_after_three_tiles_goes_on_where_it_stopped(tmp_path, crash_at, left):
+    path, here = tmp_path / "d", Path(__file__).parent
+    environment = {**os.environ, "SWEEPER_CRASH_AT": crash_at}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    script = KILLED.format(folder=str(here))
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    first = r"{}\.{}".format(*left[0])
+    with pytest.raises(AnalysisError, match=f"tile {first}: not computed yet"):
+        open_distances(path)[:, :]
+    blocks = Blocks()
+    fill(path, blocks, GRID, ABOUT)
+    assert blocks.asked == left
+    assert np.array_equal(open_distances(path)[:, :], EXPECTED.astype(np.float32))
+
+
+def test_a_torn_last_record_is_dropped_and_its_tile_computed_again(path):
+    record = path / "d" / "finished.jsonl"
+    record.write_bytes(record.read_bytes()[:-9])
+    blocks = Blocks()
+    fill(path, blocks, GRID, ABOUT)
+    assert blocks.asked == [(2, 2)]
+    assert len(record.read_text().splitlines()) == 6
+
+
+def test_a_missing_tile_is_refused_by_name_and_can_be_computed_again(path):
+    chunk(path, 0, 2).unlink()
+    d = open_distances(path)
+    assert np.array_equal(d[0:8, 0:8], EXPECTED.astype(np.float32)[:8, :8])
+    with pytest.raises(HoleError) as caught:
+        d[8:9, 0:1]
+    assert str(caught.value) == f"{path}: tile 0.2: absent, though recorded as finished"
+    assert "run `sweeper analyze distances DIR` again" in caught.value.hint
+    assert fill(path, Blocks(), GRID, ABOUT) == 1
+    assert np.array_equal(open_distances(path)[:, :], EXPECTED.astype(np.float32))
+
+
+@pytest.mark.parametrize("position", [0, 20, -1])
+def test_a_flipped_bit_is_refused_by_the_tiles_name(path, position):
+    data = bytearray(chunk(path, 1, 2).read_bytes())
+    data[position] ^= 4
+    chunk(path, 1, 2).write_bytes(data)
+    with pytest.raises(StoreError, match=r"tile 1\.2: damaged"):
+        open_distances(path)[:, :]
+    assert fill(path, Blocks(), GRID, ABOUT) == 1
+
+
+def test_a_tile_of_another_run_is_refused(path):
+    chunk(path, 0, 1).write_bytes(chunk(path, 0, 0).read_bytes())
+    with pytest.raises(StoreError, match=r"tile 0\.1: does not match its recorded checksum"):
+        open_distances(path)[0:1, 4:5]
+
+
+def test_damaged_references_are_refused(path):
+    chunk = path / "references" / "c.0.1"
+    data = bytearray(chunk.read_bytes())
+    data[3] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(StoreError, match=r"tile 1\.1"):
+        _ = open_distances(path).references
+    assert fill(path, Blocks(), GRID, ABOUT) == 1
+
+
+def test_rows_of_another_matrix_are_refused(path):
+    table = pd.DataFrame({"trial_id": ["t0"] * M})
+    write_table(path.with_name("snapshots.parquet"), table, {**ABOUT, "fingerprint": "two"})
+    with pytest.raises(StoreError, match="not the rows of this matrix"):
+        _ = open_distances(path).snapshots
+
+
+def test_a_folder_without_distances_says_what_to_run(tmp_path):
+    with pytest.raises(AnalysisError) as caught:
+        open_distances(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: no distances here"
+    assert caught.value.hint == "run `sweeper analyze distances DIR` first"
+
+
+def test_a_newer_format_is_refused(path):
+    group = json.loads((path / "zarr.json").read_text())
+    group["attributes"]["analysis_format"] = 99
+    (path / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(FormatVersionError, match="format `99`; this sweeper reads up to 1"):
+        open_distances(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (3, "D: index `3`; a pair of slices or indices"),
+        ((11, 0), "D: index `11`; 0 to 10"),
+        ((slice(None, None, 2), 0), "D: a step of `2`; slices of step 1"),
+    ],
+)
+def test_an_index_that_is_no_block_is_refused(path, key, message):
+    with pytest.raises(AnalysisError) as caught:
+        open_distances(path)[key]
+    assert str(caught.value) == message

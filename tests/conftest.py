@@ -1,0 +1,109 @@
+"""A small store of seeded random predictions, for tests that need one but no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sweeper.config import content_id
+from sweeper.store.schema import LOG_PROB_MIN, SampleSet
+from sweeper.store.seal import seal
+from sweeper.store.writer import AttemptWriter, TrialHeader, create_store
+
+CLASSES = ("ant", "bee", "cat")
+METRICS = ("test_loss", "test_accuracy")
+
+
+def sample_set(split: str = "test", n_samples: int = 12, seed: int = 0) -> SampleSet:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(CLASSES), n_samples)
+    return SampleSet(split, labels, np.arange(100, 100 + n_samples), CLASSES)
+
+
+def log_probs(*seeds: int, n_samples: int = 12, scale: float = 3.0) -> np.ndarray:
+    """Stored predictions, (n_samples, 3) float16, as the evaluation makes them."""
+    logits = np.random.default_rng(seeds).normal(0, scale, (n_samples, len(CLASSES)))
+    logits = logits.astype(np.float32)
+    logits -= logits.max(axis=1, keepdims=True)
+    values = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return values.clip(LOG_PROB_MIN).astype(np.float16)
+
+
+@dataclass
+class TinyStore:
+    """A store, and what should be read of it."""
+
+    path: Path
+    samples: Mapping[str, SampleSet] = field(default_factory=lambda: {"test": sample_set()})
+    n_snapshots: int = 4
+
+    def __post_init__(self) -> None:
+        self.objects = create_store(self.path)
+
+    def header(self, seed: int = 1, **changes: Any) -> TrialHeader:
+        """Of a trial whose id is that of its configuration, as the store demands."""
+        identity = {"model.name": "fc", "model.widths": [8, 8], "seed": seed}
+        given: dict[str, Any] = {
+            "trial_id": content_id(identity),
+            "schema": 1,
+            "config": identity | {"epochs": 3},
+            "identity": identity,
+            "steps": [10 * i for i in range(self.n_snapshots)],
+            "metrics": METRICS,
+            "sample_sets": self.samples,
+            "provenance": {"host": "here"},
+        }
+        return TrialHeader(**given | changes)
+
+    def predictions(self, seed: int, snapshot: int, split: str = "test") -> np.ndarray:
+        samples = self.samples[split]
+        return log_probs(seed, snapshot, len(split), n_samples=len(samples.labels))
+
+    def append(self, writer: AttemptWriter, seed: int, snapshot: int) -> None:
+        values = {split: self.predictions(seed, snapshot, split) for split in self.samples}
+        metrics = {"test_loss": 1 / (1 + snapshot), "test_accuracy": snapshot / 10}
+        writer.append(snapshot, snapshot / 2, metrics, values)
+
+    def record(
+        self, seed: int = 1, first: int = 0, stop: int | None = None, **changes: Any
+    ) -> AttemptWriter:
+        """Stage the snapshots from `first` up to `stop`, as a new attempt."""
+        writer = AttemptWriter(self.objects, self.header(seed, **changes), first)
+        for snapshot in range(first, self.n_snapshots if stop is None else stop):
+            self.append(writer, seed, snapshot)
+        return writer
+
+    def sealed(self, seed: int = 1, **changes: Any) -> str:
+        """Record and seal a trial; its id."""
+        writer = self.record(seed, **changes)
+        seal(self.objects, writer.header.trial_id, "complete", writer.attempt)
+        return writer.header.trial_id
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyStore:
+    """A store of 12 samples, 3 classes and 4 snapshots a trial, empty yet."""
+    return TinyStore(tmp_path / "predictions.zarr")
+
+
+@pytest.fixture
+def make_tiny() -> Callable[..., TinyStore]:
+    """Such stores elsewhere, or of other samples."""
+    return TinyStore
+
+
+@pytest.fixture
+def make_log_probs() -> Callable[..., np.ndarray]:
+    """Seeded float16 log-probabilities."""
+    return log_probs
+
+
+@pytest.fixture
+def make_samples() -> Callable[..., SampleSet]:
+    """Seeded sample sets."""
+    return sample_set
