@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from sweeper.durable import write_atomically
 from sweeper.errors import StoreError
 
-_KEY = b"sweeper"
+_KEY, _HASH = b"sweeper", b"sweeper.sha256"
 _LIBRARIES = ("sweeper", "numpy", "scipy", "torch", "zarr")
 _AGAIN = "run `sweeper analyze all DIR` again"
 
@@ -44,13 +44,16 @@ def provenance(
 def write_table(path: Path, table: pd.DataFrame, about: Mapping[str, Any]) -> None:
     """Replace a Parquet file atomically; its schema's metadata holds the provenance."""
     content = pa.Table.from_pandas(table, preserve_index=False)
-    metadata = {**(content.schema.metadata or {}), _KEY: json.dumps(about).encode()}
+    metadata = {
+        **(content.schema.metadata or {}),
+        _KEY: json.dumps(about).encode(),
+        _HASH: _hash(content.to_pandas(), about),
+    }
     buffer = io.BytesIO()
     pq.write_table(
         content.replace_schema_metadata(metadata),
         buffer,
         compression="zstd",
-        write_page_checksum=True,
     )
     write_atomically(path, buffer.getvalue())
 
@@ -63,11 +66,22 @@ def read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     StoreError : it is absent, damaged, or not written by `write_table`.
     """
     try:
-        content = pq.read_table(path, page_checksum_verification=True)
-        return content.to_pandas(), json.loads(content.schema.metadata[_KEY])
+        content = pq.read_table(path)
+        table, metadata = content.to_pandas(), content.schema.metadata
+        about = json.loads(metadata[_KEY])
+        if _hash(table, about) != metadata[_HASH]:
+            raise ValueError("its checksum does not match")
+        return table, about
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         found = "absent" if isinstance(error, FileNotFoundError) else f"unreadable ({error})"
         raise StoreError(str(path), found, hint=_AGAIN) from error
+
+
+def _hash(table: pd.DataFrame, about: Mapping[str, Any]) -> bytes:
+    """SHA-256 over names, values and provenance, whatever their encoding in the file."""
+    rows = pd.util.hash_pandas_object(table, index=False).to_numpy()
+    text = json.dumps([list(table.columns), about], sort_keys=True)
+    return hashlib.sha256(text.encode() + rows.tobytes()).hexdigest().encode()
 
 
 def write_document(path: Path, content: Mapping[str, Any], about: Mapping[str, Any]) -> None:
