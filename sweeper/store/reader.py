@@ -10,7 +10,8 @@ import numpy as np
 
 from sweeper.errors import HoleError, MissingStoreError, StoreError, nearest
 from sweeper.store.local import LocalObjects
-from sweeper.store.schema import Array, sealed_key, staging_key
+from sweeper.store.samples import read_sample_set
+from sweeper.store.schema import Array, SampleSet, sealed_key, staging_key
 from sweeper.store.staging import REMEDY, StagedTrial, check_name, open_array, read_array
 from sweeper.store.table import sealed_moments, sealed_row, staged_moments, staged_row
 from sweeper.store.writer import attempts, check_format
@@ -53,7 +54,7 @@ class Store:
     def __init__(self, objects: LocalObjects) -> None:
         self._objects = objects
         self._sealed: dict[str, dict[str, Any]] = {}
-        self._sample_sets: dict[str, dict[str, Any]] = {}
+        self._sample_sets: dict[str, SampleSet] = {}
 
     @property
     def path(self) -> Path:
@@ -142,22 +143,21 @@ class Store:
         ------
         StoreError : `trial_id` is None and the trials differ in their sample sets.
         """
-        return self._samples(split, trial_id, "labels")
+        return self._samples(split, trial_id).labels
 
     def sample_ids(self, split: str, trial_id: str | None = None) -> Array:
         """The samples' indices in their source, (n_samples,) int64."""
-        return self._samples(split, trial_id, "ids")
+        return self._samples(split, trial_id).ids
 
     def class_names(self, trial_id: str) -> tuple[str, ...]:
         """The names of the classes, in the order of the last axis of the predictions."""
-        return tuple(self._sample_attributes(self.sample_set("test", trial_id))["class_names"])
+        return self._samples("test", trial_id).class_names
 
-    def _samples(self, split: str, trial_id: str | None, part: str) -> Array:
+    def _samples(self, split: str, trial_id: str | None) -> SampleSet:
         key = self.sample_set(split, trial_id) if trial_id else self._only_sample_set(split)
-        name = self._sample_attributes(key)["arrays"]
-        where = f"sample set {key}"
-        array = open_array(self._objects, f"samples/{key}/{name}/{part}", where)
-        return read_array(array, slice(None), where, part)
+        if key not in self._sample_sets:
+            self._sample_sets[key] = read_sample_set(self._objects, key)
+        return self._sample_sets[key]
 
     def _only_sample_set(self, split: str) -> str:
         sets: dict[str, str] = {}
@@ -173,14 +173,6 @@ class Store:
                 "one set, or a trial_id that says which",
             )
         return next(iter(sets))
-
-    def _sample_attributes(self, key: str) -> dict[str, Any]:
-        if key not in self._sample_sets:
-            found = self._objects.attributes(f"samples/{key}")
-            if found is None:
-                raise HoleError(f"sample set {key}", "absent", "the labels of every stored trial")
-            self._sample_sets[key] = found
-        return self._sample_sets[key]
 
     # --- predictions ----------------------------------------------------------------------
 
@@ -224,9 +216,11 @@ class Store:
         where = f"trial {trial_id}"
         key = f"{sealed_key(trial_id)}/{found['arrays']}/{split}/log_probs"
         array = open_array(self._objects, key, where)
+        shape = (found["n_snapshots"], *self._shape(split, trial_id))
+        _check_shape(where, array.shape, shape)
         selection = (
-            _indices(where, "snapshots", snapshots, array.shape[0]),
-            _indices(where, "samples", samples, array.shape[1]),
+            _indices(where, "snapshots", snapshots, shape[0]),
+            _indices(where, "samples", samples, shape[1]),
         )
         stored = read_array(array, selection, where, f"{split}/log_probs")
         # The fill value is NaN and nothing that is stored is: NaN means that a shard is absent.
@@ -240,10 +234,16 @@ class Store:
         where = f"trial {staged.trial_id}"
         indices = _indices(where, "snapshots", snapshots, staged.n_recorded)
         rows = [staged.log_probs(int(i), split) for i in np.arange(staged.n_recorded)[indices]]
-        trial_id = staged.trial_id
-        shape = (len(self.labels(split, trial_id)), len(self.class_names(trial_id)))
+        shape = self._shape(split, staged.trial_id)
+        for row in rows:
+            _check_shape(where, row.shape, shape)
         stored = np.stack(rows) if rows else np.empty((0, *shape), np.float16)
         return stored[:, _indices(where, "samples", samples, shape[0])]
+
+    def _shape(self, split: str, trial_id: str) -> tuple[int, int]:
+        """Samples and classes of one snapshot."""
+        known = self._samples(split, trial_id)
+        return len(known.labels), len(known.class_names)
 
     # --- access ---------------------------------------------------------------------------
 
@@ -297,6 +297,12 @@ def normalised(stored: Array) -> Array:
     top = values.max(axis=-1, keepdims=True)
     values -= top + np.log(np.exp(values - top).sum(axis=-1, keepdims=True))
     return values
+
+
+def _check_shape(where: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Refuse an array that is not of its samples: altered metadata would cut it or fill it up."""
+    if found != expected:
+        raise StoreError(where, f"predictions of shape {found}", f"{expected}", REMEDY)
 
 
 def _indices(where: str, axis: str, chosen: Selection, size: int) -> slice | Array:

@@ -140,7 +140,8 @@ def _is_of_format(array: zarr.Array[Any], name: str) -> bool:
     chain = metadata["codecs"]
     if chain[0]["name"] == "sharding_indexed":
         chain = chain[0]["configuration"]["codecs"]
-    expected = [codec.to_dict() for codec in (BytesCodec(), *codecs(array.dtype.itemsize))]
+    compressors = codecs(array.dtype.itemsize)
+    expected = [BytesCodec().to_dict(), *(codec.to_dict() for codec in compressors)]
     return array.dtype.str == DTYPES[name] and list(chain) == expected
 
 

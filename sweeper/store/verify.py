@@ -10,15 +10,17 @@ import numpy as np
 
 from sweeper.config import content_id
 from sweeper.durable import PARTIAL
-from sweeper.errors import HoleError, MissingStoreError, SweeperError
+from sweeper.errors import MissingStoreError, SweeperError
 from sweeper.store.local import LocalObjects
 from sweeper.store.reader import Store
-from sweeper.store.schema import SampleSet, digest, samples_key, sealed_key, staging_key
+from sweeper.store.samples import read_sample_set
+from sweeper.store.schema import digest, samples_key, sealed_key, staging_key
 from sweeper.store.seal import is_sealed, sealed_hashes
-from sweeper.store.staging import StagedTrial, open_array, read_array
+from sweeper.store.staging import StagedTrial, open_array
 from sweeper.store.writer import attempts
 
 Problems = Iterator[tuple[int | None, str]]
+Shapes = dict[str, tuple[int, int] | None]  # (n_samples, n_classes); None where damaged
 
 _RERUN = "remove `{path}` and launch again: only this trial is run"
 
@@ -50,22 +52,23 @@ def verify(store: Store) -> Report:
     sample sets against their hash and the digest against the data. Changes nothing.
     """
     objects = LocalObjects(store.path)
-    damages, n_trials, n_snapshots = [], 0, 0
+    shapes, damages = _check_samples(objects)
+    n_trials, n_snapshots = 0, 0
     for trial_id in sorted({*objects.names("trials"), *objects.names("staging")}):
         sealed = is_sealed(objects, trial_id)
-        count, found = _check_trial(objects, trial_id)
+        count, found = _check_trial(objects, trial_id, shapes)
         if found and not sealed and is_sealed(objects, trial_id):  # while it was being read
-            count, found = _check_trial(objects, trial_id)
+            count, found = _check_trial(objects, trial_id, shapes)
         if count is None:
             continue
         n_trials, n_snapshots = n_trials + 1, n_snapshots + count
         damages += found
-    for key in objects.names("samples"):
-        damages += _check_samples(objects, key)
     return Report(n_trials, n_snapshots, tuple(damages), tuple(_orphans(objects)))
 
 
-def _check_trial(objects: LocalObjects, trial_id: str) -> tuple[int | None, list[Damage]]:
+def _check_trial(
+    objects: LocalObjects, trial_id: str, shapes: Shapes
+) -> tuple[int | None, list[Damage]]:
     """The number of snapshots, None when nothing is stored; and what is wrong with them."""
     sealed = is_sealed(objects, trial_id)
     staged_only = not sealed and bool(objects.names(staging_key(trial_id)))
@@ -73,10 +76,10 @@ def _check_trial(objects: LocalObjects, trial_id: str) -> tuple[int | None, list
     remedy = _RERUN.format(path=objects.root / key)
     try:
         if sealed:
-            count, problems = _check_sealed(objects, trial_id)
+            count, problems = _check_sealed(objects, trial_id, shapes)
         else:
             staged = StagedTrial(objects, trial_id)
-            count, problems = staged.n_recorded, list(_check_staged(objects, staged))
+            count, problems = staged.n_recorded, list(_check_staged(objects, staged, shapes))
     except MissingStoreError:
         problems = list(_check_unclaimed(objects, trial_id))
         if not problems:
@@ -106,11 +109,14 @@ def _text(error: Exception) -> str:
     return f"attributes are incomplete ({type(error).__name__}: {error})"
 
 
-def _check_sealed(objects: LocalObjects, trial_id: str) -> tuple[int, list[tuple[int | None, str]]]:
+def _check_sealed(
+    objects: LocalObjects, trial_id: str, shapes: Shapes
+) -> tuple[int, list[tuple[int | None, str]]]:
     found = objects.attributes(sealed_key(trial_id)) or {}
     problems = list(_check_identity(found, trial_id))
     lengths = {len(values) for values in (found["steps"], found["epochs"], found["times"])}
     lengths |= {len(values) for values in found["metrics"].values()}
+    lengths |= {len(hashes) for hashes in found["snapshot_hashes"].values()}
     if lengths != {found["n_snapshots"]}:
         problems.append((None, f"columns of lengths {sorted(lengths)} describe the snapshots"))
     hashes = {}
@@ -118,9 +124,7 @@ def _check_sealed(objects: LocalObjects, trial_id: str) -> tuple[int, list[tuple
         name = f"{sealed_key(trial_id)}/{found['arrays']}/{split}/log_probs"
         try:
             shape = open_array(objects, name, f"trial {trial_id}").shape
-            expected = (found["n_snapshots"], *_sample_shape(objects, key))
-            if shape != expected:
-                problems.append((None, f"`{name}` has shape {shape} instead of {expected}"))
+            problems += [(None, text) for text in _check_shape(shapes, key, shape[1:])]
             hashes[split] = sealed_hashes(objects, trial_id, name)
         except SweeperError as error:
             problems.append((None, error.found))
@@ -136,7 +140,7 @@ def _check_sealed(objects: LocalObjects, trial_id: str) -> tuple[int, list[tuple
     return int(found["n_snapshots"]), problems
 
 
-def _check_staged(objects: LocalObjects, staged: StagedTrial) -> Problems:
+def _check_staged(objects: LocalObjects, staged: StagedTrial, shapes: Shapes) -> Problems:
     for number, header in staged.headers.items():
         yield from _check_identity(header, staged.trial_id)
         if header["attempt"] != number:
@@ -146,12 +150,12 @@ def _check_staged(objects: LocalObjects, staged: StagedTrial) -> Problems:
             yield None, f"attempt {number} staged snapshots, but its metadata are absent"
     for snapshot in range(staged.n_recorded):
         try:
-            yield from _check_snapshot(objects, staged, snapshot)
+            yield from _check_snapshot(staged, snapshot, shapes)
         except SweeperError as error:
             yield snapshot, error.found
 
 
-def _check_snapshot(objects: LocalObjects, staged: StagedTrial, snapshot: int) -> Problems:
+def _check_snapshot(staged: StagedTrial, snapshot: int, shapes: Shapes) -> Problems:
     if not staged.is_present(snapshot):
         yield snapshot, "absent although later snapshots are there"
         return
@@ -159,9 +163,8 @@ def _check_snapshot(objects: LocalObjects, staged: StagedTrial, snapshot: int) -
     if step != staged.header["steps"][snapshot]:
         yield snapshot, f"recorded at step {step:.0f}, planned for another"
     for split, key in staged.header["sample_sets"].items():
-        values, expected = staged.log_probs(snapshot, split), _sample_shape(objects, key)
-        if values.shape != expected:
-            yield snapshot, f"{split} predictions have shape {values.shape} instead of {expected}"
+        values = staged.log_probs(snapshot, split)
+        yield from ((snapshot, text) for text in _check_shape(shapes, key, values.shape))
         if not np.isfinite(values).all():
             yield snapshot, f"{split} predictions are not finite"
 
@@ -177,37 +180,28 @@ def _check_identity(found: dict[str, Any], trial_id: str) -> Problems:
         yield None, f"its configuration contradicts its identity in {', '.join(differing)}"
 
 
-def _sample_shape(objects: LocalObjects, key: str) -> tuple[int, int]:
-    """The shape of one snapshot of a set of samples: its samples and classes."""
-    attributes = objects.attributes(samples_key(key))
-    if attributes is None:
-        raise HoleError(f"sample set {key}", f"its sample set {key} is absent")
-    labels = open_array(objects, f"{samples_key(key)}/{attributes['arrays']}/labels", key)
-    return labels.shape[0], len(attributes["class_names"])
+def _check_samples(objects: LocalObjects) -> tuple[Shapes, list[Damage]]:
+    """The shape of a snapshot of each set of samples, and what is wrong with the sets."""
+    shapes: Shapes = {}
+    damages = []
+    for key in objects.names("samples"):
+        try:
+            if objects.exists(f"{samples_key(key)}/zarr.json"):  # else a crash left it, unpublished
+                found = read_sample_set(objects, key)
+                shapes[key] = len(found.labels), len(found.class_names)
+        except (SweeperError, KeyError, TypeError) as error:
+            shapes[key] = None
+            remedy = "restore this folder from a copy of the store"
+            damages.append(Damage(f"sample set {key}", None, _text(error), remedy))
+    return shapes, damages
 
 
-def _check_samples(objects: LocalObjects, key: str) -> Iterator[Damage]:
-    where, remedy = f"sample set {key}", "restore this folder from a copy of the store"
-    attributes = objects.attributes(samples_key(key))
-    if attributes is None:
-        return  # a crash before it was published; nothing refers to it
-    try:
-        parts = [
-            read_array(
-                open_array(objects, f"{samples_key(key)}/{attributes['arrays']}/{part}", where),
-                slice(None),
-                where,
-                part,
-            )
-            for part in ("labels", "ids")
-        ]
-        names = tuple(attributes["class_names"])
-        found = SampleSet(attributes["split"], parts[0], parts[1], names).hash
-    except (SweeperError, KeyError, TypeError) as error:
-        yield Damage(where, None, _text(error), remedy)
-        return
-    if found != key:
-        yield Damage(where, None, f"labels, ids or class names hash to {found}", remedy)
+def _check_shape(shapes: Shapes, key: str, found: tuple[int, ...]) -> Iterator[str]:
+    """Whether predictions have the shape that their set of samples demands."""
+    if key not in shapes:
+        yield f"its sample set {key} is absent"
+    elif shapes[key] not in (None, found):
+        yield f"predictions have shape {found} instead of {shapes[key]}"
 
 
 def _orphans(objects: LocalObjects) -> Iterator[str]:
