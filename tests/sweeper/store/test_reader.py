@@ -1,0 +1,375 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweeper.errors import FormatVersionError, HoleError, MissingStoreError, StoreError
+from sweeper.store import open_store, schema
+from sweeper.store.seal import seal
+from sweeper.store.writer import AttemptWriter
+
+SEAL_ALL = """
+import sys
+from pathlib import Path
+from sweeper.store.local import LocalObjects
+from sweeper.store.seal import seal
+
+objects = LocalObjects(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for trial in sys.argv[2:]:
+    seal(objects, trial, "complete", 1)
+"""
+
+
+def shard(tiny, trial):
+    return tiny.path / f"trials/{trial}/1/test/log_probs/c.0.0.0"
+
+
+# --- opening ---------------------------------------------------------------------------------
+
+
+def test_a_store_is_found_in_its_sweep_directory(tiny):
+    assert open_store(tiny.path.parent).path == open_store(tiny.path).path == tiny.path
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "file", "s3://bucket/prefix"])
+def test_where_there_is_no_store_nothing_is_opened(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MissingStoreError) as caught:
+        open_store(name)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("version", ["2", "0", '"1"', "null"])
+def test_another_format_is_refused(tiny, version):
+    path = tiny.path / "zarr.json"
+    path.write_text(path.read_text().replace('_format": 1', f'_format": {version}'))
+    with pytest.raises((FormatVersionError, MissingStoreError)) as caught:
+        open_store(tiny.path)
+    assert caught.value.exit_code == 2
+
+
+def test_a_newer_format_is_named_with_what_can_be_read(tiny):
+    path = tiny.path / "zarr.json"
+    path.write_text(path.read_text().replace('_format": 1', '_format": 2'))
+    with pytest.raises(FormatVersionError, match=r"store format `2`; .* formats 1 to 1"):
+        open_store(tiny.path)
+
+
+# --- trials ----------------------------------------------------------------------------------
+
+
+def test_an_empty_store_has_a_table_without_rows(tiny):
+    table = open_store(tiny.path).trials()
+    assert len(table) == 0
+    assert table.index.name == "trial_id"
+    assert {"state", "n_snapshots", "digest"} <= set(table.columns)
+
+
+def test_trials_of_every_state_and_of_different_options_share_one_table(tiny):
+    whole = tiny.sealed(1)
+    part = tiny.record(2, stop=2).header.trial_id
+    vit = {"model.name": "vit", "model.dim": 256, "seed": 3}
+    diverged = tiny.record(3, stop=1, trial_id="t3", config=vit, identity=vit).header.trial_id
+    seal(tiny.objects, diverged, "diverged", 1)
+    claimed = AttemptWriter(tiny.objects, tiny.header(4), 0).header.trial_id
+    table = open_store(tiny.path).trials()
+    assert list(table.index) == sorted([whole, part, diverged, claimed])
+    assert table["state"].to_dict() == {
+        whole: "complete",
+        part: "incomplete",
+        diverged: "diverged",
+        claimed: "incomplete",
+    }
+    assert table["n_snapshots"].to_dict() == {whole: 4, part: 2, diverged: 1, claimed: 0}
+    assert table.loc[whole, "model.widths"] == (8, 8)
+    assert table.loc[diverged, "model.dim"] == 256
+    assert table["model.dim"].isna().sum() == 3
+    assert table.loc[part, "test_loss"] == 0.5
+    assert np.isnan(table.loc[claimed, "test_loss"])
+    assert table["digest"].notna().to_dict()[whole]
+    assert table["digest"].isna().sum() == 2
+
+
+def test_a_folder_that_no_attempt_has_claimed_is_not_a_trial(tiny):
+    (tiny.path / "staging/t0/1").mkdir(parents=True)
+    assert open_store(tiny.path).trial_ids() == []
+
+
+def test_unknown_trials_and_splits_are_refused_with_what_there_is(tiny):
+    trial = tiny.sealed()
+    store = open_store(tiny.path)
+    with pytest.raises(MissingStoreError) as caught:
+        store.log_probs(trial[:-1] + "x", "test")
+    assert trial in caught.value.hint
+    with pytest.raises(MissingStoreError, match="recorded: test"):
+        store.log_probs(trial, "train")
+    with pytest.raises(MissingStoreError, match="not complete"):
+        store.trial_attributes("t0")
+
+
+# --- samples ---------------------------------------------------------------------------------
+
+
+def test_labels_ids_and_classes_are_those_of_the_samples(tiny):
+    trial = tiny.sealed()
+    store, expected = open_store(tiny.path), tiny.samples["test"]
+    assert store.labels("test").dtype == np.int64
+    np.testing.assert_array_equal(store.labels("test"), expected.labels)
+    np.testing.assert_array_equal(store.sample_ids("test", trial), expected.ids)
+    assert store.class_names(trial) == expected.class_names
+
+
+def test_labels_of_differing_sample_sets_are_refused_and_the_sets_named(tiny, make_samples):
+    one, other = tiny.sealed(1), make_samples(seed=5)
+    second = tiny.record(2, sample_sets={"test": other}).header.trial_id
+    store = open_store(tiny.path)
+    with pytest.raises(StoreError) as caught:
+        store.labels("test")
+    for name in (tiny.samples["test"].hash, other.hash, one, second):
+        assert name in str(caught.value)
+    np.testing.assert_array_equal(store.labels("test", second), other.labels)
+
+
+def test_labels_of_a_store_without_trials_are_missing(tiny):
+    with pytest.raises(MissingStoreError, match="no trials"):
+        open_store(tiny.path).labels("test")
+
+
+# --- selections ------------------------------------------------------------------------------
+
+
+SELECTIONS = st.one_of(
+    st.slices(4),
+    st.integers(-4, 3),
+    st.lists(st.integers(-4, 3), max_size=5),
+    st.lists(st.booleans(), min_size=4, max_size=4).map(np.array),
+)
+SAMPLES = st.one_of(
+    st.slices(12),
+    st.integers(-12, 11),
+    st.lists(st.integers(-12, 11), max_size=15),
+    st.lists(st.booleans(), min_size=12, max_size=12).map(np.array),
+)
+
+
+def keeping(chosen):
+    """An index alone keeps its axis; an empty list has a type."""
+    if isinstance(chosen, int):
+        return [chosen]
+    return chosen if isinstance(chosen, (slice, np.ndarray)) else np.array(chosen, dtype=int)
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_selections_are_those_of_numpy(make_tiny, tmp_path, monkeypatch, is_sealed):
+    monkeypatch.setattr(schema, "CHUNK_BYTES", 72)
+    monkeypatch.setattr(schema, "SHARD_BYTES", 150)
+    tiny = make_tiny(tmp_path / "store")
+    trial = tiny.sealed() if is_sealed else tiny.record().header.trial_id
+    store = open_store(tiny.path)
+    full = store.log_probs(trial, "test")
+
+    @settings(max_examples=30, deadline=None)
+    @given(SELECTIONS, SAMPLES)
+    def check(snapshots, samples):
+        expected = full[keeping(snapshots)][:, keeping(samples)]
+        np.testing.assert_array_equal(store.log_probs(trial, "test", snapshots, samples), expected)
+
+    check()
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+@pytest.mark.parametrize("chosen", [4, -5, [0, 4], [0.5], [True, False], "last"])
+def test_snapshots_that_are_not_there_are_refused(tiny, is_sealed, chosen):
+    trial = tiny.sealed() if is_sealed else tiny.record().header.trial_id
+    with pytest.raises(MissingStoreError, match=f"trial {trial}: snapshots .* 0 to 3"):
+        open_store(tiny.path).log_probs(trial, "test", chosen)
+
+
+def test_an_attempt_that_recorded_nothing_reads_as_no_snapshots(tiny):
+    trial = AttemptWriter(tiny.objects, tiny.header(), 0).header.trial_id
+    store = open_store(tiny.path)
+    assert store.log_probs(trial, "test").shape == (0, 12, 3)
+    assert store.log_probs(trial, "test", samples=[1, 2]).shape == (0, 2, 3)
+    assert len(store.snapshots(trial)) == 0
+
+
+def test_an_attempt_killed_before_its_arrays_reads_as_no_snapshots(tiny):
+    trial = AttemptWriter(tiny.objects, tiny.header(), 0).header.trial_id
+    tiny.objects.delete(f"staging/{trial}/1/test")
+    assert open_store(tiny.path).log_probs(trial, "test").shape == (0, 12, 3)
+
+
+# --- damage ----------------------------------------------------------------------------------
+
+
+def damaged(path, spoil):
+    data = path.read_bytes()
+    path.unlink() if spoil is None else path.write_bytes(spoil(data))
+
+
+SPOILS = {
+    "deleted": None,
+    "empty": lambda data: b"",
+    "truncated": lambda data: data[: len(data) // 2],
+    "short": lambda data: data[:3],
+    "flipped": lambda data: bytes([data[0] ^ 1]) + data[1:],
+    "zeros": lambda data: bytes(len(data)),
+    "appended": lambda data: data + b"0",
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_damaged_predictions_are_refused_with_the_trial(tiny, is_sealed, spoil):
+    trial = tiny.sealed() if is_sealed else tiny.record().header.trial_id
+    staged = tiny.path / f"staging/{trial}/1/test/log_probs/c.1.0.0"
+    damaged(shard(tiny, trial) if is_sealed else staged, spoil)
+    with pytest.raises(StoreError, match=f"trial {trial}"):
+        open_store(tiny.path).log_probs(trial, "test")
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_no_flipped_bit_of_a_chunk_is_read(tiny, is_sealed):
+    trial = tiny.sealed() if is_sealed else tiny.record().header.trial_id
+    staged = tiny.path / f"staging/{trial}/1/test/log_probs/c.1.0.0"
+    path = shard(tiny, trial) if is_sealed else staged
+    whole = path.read_bytes()
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, len(whole) - 1), st.integers(0, 7))
+    def check(position, bit):
+        content = bytearray(whole)
+        content[position] ^= 1 << bit
+        path.write_bytes(content)
+        with pytest.raises(StoreError, match=f"trial {trial}"):
+            open_store(tiny.path).log_probs(trial, "test")
+
+    check()
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+@pytest.mark.parametrize("part", ["labels/c.0", "labels/zarr.json", "../zarr.json"])
+def test_damaged_samples_are_refused_with_their_set(tiny, part, spoil):
+    trial = tiny.sealed()
+    (folder,) = (tiny.path / "samples" / tiny.samples["test"].hash).glob("*/")
+    if part.endswith("/zarr.json") and spoil is SPOILS["zeros"]:
+        spoil = SPOILS["short"]
+    damaged(folder / part, spoil)
+    with pytest.raises(StoreError, match=tiny.samples["test"].hash):
+        open_store(tiny.path).labels("test", trial)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"float16"', '"int16"'),
+        ('"little"', '"big"'),
+        ('"bitshuffle"', '"shuffle"'),
+        ('"blosc"', '"zlib"'),
+        ('"regular"', '"irregular"'),
+        ("}", ""),
+        ("\n    12,", "\n    6,"),
+        ("\n    12,", "\n    24,"),
+    ],
+)
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_altered_metadata_of_an_array_are_refused_with_the_trial(tiny, is_sealed, old, new):
+    trial = tiny.sealed() if is_sealed else tiny.record().header.trial_id
+    place = "trials" if is_sealed else "staging"
+    path = tiny.path / f"{place}/{trial}/1/test/log_probs/zarr.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(StoreError, match=trial):
+        open_store(tiny.path).log_probs(trial, "test")
+
+
+@pytest.mark.parametrize("place", ["trials/{}/zarr.json", "staging/{}/1/zarr.json"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"seed": 1', '"seed": 2'), ("20", "21"), ('"sample_sets"', '"sets"'), ("{", "["), ("}", "")],
+)
+def test_altered_metadata_of_a_trial_are_refused(tiny, place, old, new):
+    is_sealed = place.startswith("trials")
+    trial = tiny.sealed() if is_sealed else tiny.record().header.trial_id
+    path = tiny.path / place.format(trial)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    store = open_store(tiny.path)
+    for ask in (store.trials, lambda: store.log_probs(trial, "test")):
+        with pytest.raises(StoreError, match=trial):
+            ask()
+
+
+def test_swapped_trial_folders_are_refused(tiny):
+    one, other = tiny.sealed(1), tiny.sealed(2)
+    trials = tiny.path / "trials"
+    (trials / one).rename(trials / "aside")
+    (trials / other).rename(trials / one)
+    (trials / "aside").rename(trials / other)
+    with pytest.raises(StoreError, match=f"trial {one}: its attributes are those of trial {other}"):
+        open_store(tiny.path).log_probs(one, "test")
+
+
+def test_an_absent_shard_is_a_hole_even_if_another_one_is_there(tiny, monkeypatch):
+    monkeypatch.setattr(schema, "CHUNK_BYTES", 72)
+    monkeypatch.setattr(schema, "SHARD_BYTES", 150)
+    trial = tiny.sealed()
+    (tiny.path / f"trials/{trial}/1/test/log_probs/c.0.1.0").unlink()
+    store = open_store(tiny.path)
+    assert store.log_probs(trial, "test", samples=slice(0, 6)).shape == (4, 6, 3)
+    with pytest.raises(HoleError, match=f"trial {trial}"):
+        store.log_probs(trial, "test")
+
+
+# --- while others write ----------------------------------------------------------------------
+
+
+def test_what_is_read_while_another_process_seals_is_whole(tiny):
+    seeds = range(12)
+    trials = [tiny.record(seed).header.trial_id for seed in seeds]
+    expected = {trial: open_store(tiny.path).log_probs(trial, "test") for trial in trials}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SEAL_ALL, str(tiny.path), *trials],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    n_rounds = 0
+    while process.poll() is None or n_rounds == 0:
+        store = open_store(tiny.path)
+        assert store.trial_ids() == sorted(trials)
+        for trial in trials:
+            np.testing.assert_array_equal(store.log_probs(trial, "test"), expected[trial])
+        assert set(store.trials()["n_snapshots"]) == {4}
+        n_rounds += 1
+    process.communicate()
+    assert process.returncode == 0
+    assert open_store(tiny.path).complete_ids() == sorted(trials)
+
+
+def test_a_trial_sealed_between_two_steps_of_a_read_is_read_as_sealed(tiny, monkeypatch):
+    writer = tiny.record()
+    trial, store = writer.header.trial_id, open_store(tiny.path)
+    expected = store.log_probs(trial, "test")
+    read_staged = type(store)._read_staged
+
+    def sealed_meanwhile(self, staged, *selection):
+        seal(tiny.objects, trial, "complete", 1)
+        return read_staged(self, staged, *selection)
+
+    monkeypatch.setattr(type(store), "_read_staged", sealed_meanwhile)
+    np.testing.assert_array_equal(store.log_probs(trial, "test"), expected)

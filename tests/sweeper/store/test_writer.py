@@ -1,0 +1,200 @@
+import pickle
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from sweeper.errors import FormatVersionError, StoreError
+from sweeper.store import open_store
+from sweeper.store.schema import LOG_PROB_MIN, staging_key
+from sweeper.store.writer import AttemptWriter, attempts, create_store
+
+CLAIM = """
+import pickle, sys
+from pathlib import Path
+from sweeper.store.writer import AttemptWriter, create_store
+
+store, headers = Path(sys.argv[1]), pickle.loads(Path(sys.argv[2]).read_bytes())
+print("ready", flush=True)
+sys.stdin.readline()
+objects = create_store(store)
+for header in headers:
+    print(header.trial_id, AttemptWriter(objects, header, 0).attempt)
+"""
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def spoilt(values, value):
+    changed = values.copy()
+    changed[5, 2] = value
+    return changed
+
+
+def metrics(loss=0.5):
+    return {"test_loss": loss, "test_accuracy": 0.5}
+
+
+# --- what is written is what is read ---------------------------------------------------------
+
+
+def test_what_is_read_is_what_was_written_to_float16(tiny):
+    trial = tiny.record().header.trial_id
+    written = np.stack([tiny.predictions(1, i) for i in range(4)]).astype(np.float64)
+    expected = written - np.log(np.exp(written).sum(axis=-1, keepdims=True))
+    read = open_store(tiny.path).log_probs(trial, "test")
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_rows_that_are_read_sum_to_one(tiny):
+    trial = tiny.record().header.trial_id
+    sums = np.exp(open_store(tiny.path).log_probs(trial, "test").astype(np.float64)).sum(-1)
+    np.testing.assert_allclose(sums, 1, atol=1e-6)
+
+
+def test_over_confident_networks_are_stored_without_infinities(tiny, make_log_probs):
+    writer = AttemptWriter(tiny.objects, tiny.header(), 0)
+    values = make_log_probs(7, scale=1e6)
+    assert (values == LOG_PROB_MIN).any()
+    assert np.isfinite(values).all()
+    writer.append(0, 0.0, metrics(), {"test": values})
+    read = open_store(tiny.path).log_probs(writer.header.trial_id, "test", 0)[0]
+    assert np.isfinite(read).all()
+    assert read.min() == LOG_PROB_MIN
+    np.testing.assert_allclose(np.exp(read.astype(np.float64)).sum(-1), 1, atol=1e-6)
+
+
+def test_moments_are_read_as_written_with_metrics_that_are_not_finite(tiny):
+    writer = AttemptWriter(tiny.objects, tiny.header(), 0)
+    writer.append(0, 0.25, metrics(float("nan")), {"test": tiny.predictions(1, 0)})
+    row = open_store(tiny.path).snapshots(writer.header.trial_id).iloc[0]
+    assert (row["snapshot"], row["step"], row["epoch"], row["test_accuracy"]) == (0, 0, 0.25, 0.5)
+    assert np.isnan(row["test_loss"])
+
+
+# --- once is enough --------------------------------------------------------------------------
+
+
+def test_a_snapshot_written_twice_with_equal_bytes_changes_nothing(tiny):
+    writer = tiny.record()
+    before = tree(tiny.path)
+    tiny.append(writer, 1, 2)
+    assert tree(tiny.path) == before
+
+
+def test_a_snapshot_written_twice_with_other_bytes_is_refused_and_changes_nothing(tiny):
+    writer = tiny.record()
+    before = tree(tiny.path)
+    values = tiny.predictions(1, 2).copy()
+    values[3, 1] -= 0.5
+    with pytest.raises(StoreError) as caught:
+        writer.append(2, 1.0, metrics(99.0), {"test": values})
+    assert caught.value.where == f"trial {writer.header.trial_id}, snapshot 2"
+    assert "(max |difference| 0.5)" in caught.value.found
+    assert tree(tiny.path) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda values: values[:-1], "shape (11, 3)"),
+        (lambda values: values.T, "shape (3, 12)"),
+        (lambda values: values.astype(np.float32), "type float32"),
+        (lambda values: values.astype(">f2"), "type >f2"),
+        (lambda values: spoilt(values, np.nan), "not finite"),
+        (lambda values: spoilt(values, -np.inf), "not finite"),
+    ],
+    ids=["rows", "transposed", "float32", "big-endian", "nan", "inf"],
+)
+def test_predictions_of_a_wrong_kind_are_refused_before_anything_is_written(tiny, spoil, found):
+    writer = AttemptWriter(tiny.objects, tiny.header(), 0)
+    before = tree(tiny.path)
+    with pytest.raises(StoreError) as caught:
+        writer.append(1, 0.5, metrics(), {"test": spoil(tiny.predictions(1, 1))})
+    assert f"trial {writer.header.trial_id}, snapshot 1" in str(caught.value)
+    assert found in caught.value.found
+    assert tree(tiny.path) == before
+
+
+@pytest.mark.parametrize("snapshot", [1, 4])
+def test_an_attempt_writes_only_planned_snapshots_from_its_first_on(tiny, snapshot):
+    writer = AttemptWriter(tiny.objects, tiny.header(), 2)
+    with pytest.raises(StoreError, match="not a snapshot of this attempt; 2 to 3"):
+        tiny.append(writer, 1, snapshot)
+
+
+# --- claims ----------------------------------------------------------------------------------
+
+
+def test_four_processes_claim_twenty_trials_with_different_numbers(tiny, tmp_path):
+    headers = [tiny.header(seed) for seed in range(20)]
+    (tmp_path / "headers").write_bytes(pickle.dumps(headers))
+    store = tmp_path / "raced.zarr"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", CLAIM, str(store), str(tmp_path / "headers")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+    for process in running:  # all at once
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    claims = [line for process in running for line in process.communicate()[0].splitlines()]
+    assert [process.returncode for process in running] == [0] * 4
+    assert len(set(claims)) == len(claims) == 80
+    numbers = Counter(line.split()[1] for line in claims)
+    assert numbers == {"1": 20, "2": 20, "3": 20, "4": 20}
+    assert len(list((store / "samples").iterdir())) == 1
+
+
+def test_a_claim_skips_numbers_whose_metadata_came_between(tiny):
+    first = AttemptWriter(tiny.objects, tiny.header(), 0)
+    tiny.objects.create_group(staging_key(first.header.trial_id, 2), {})
+    assert AttemptWriter(tiny.objects, tiny.header(), 0).attempt == 3
+    assert attempts(tiny.objects, first.header.trial_id) == [1, 2, 3]
+
+
+def test_a_set_of_samples_is_written_once(tiny):
+    tiny.record(1)
+    before = tree(tiny.path / "samples")
+    tiny.record(2)
+    assert tree(tiny.path / "samples") == before
+    (folder,) = (tiny.path / "samples").iterdir()
+    assert folder.name == tiny.samples["test"].hash
+
+
+# --- the store itself ------------------------------------------------------------------------
+
+
+def test_a_folder_of_something_else_is_not_made_a_store(tmp_path):
+    (tmp_path / "thesis.tex").write_text("chapter 1")
+    with pytest.raises(StoreError, match="not a store"):
+        create_store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_crash_while_the_store_was_created_does_not_block_the_next_launch(tmp_path):
+    (tmp_path / f"zarr.json.{'0' * 32}.partial").write_text('{"zarr_')
+    create_store(tmp_path)
+    assert open_store(tmp_path).trial_ids() == []
+
+
+def test_a_store_of_a_newer_format_is_not_written_to(tiny):
+    path = tiny.path / "zarr.json"
+    path.write_text(path.read_text().replace('"sweeper_format": 1', '"sweeper_format": 2'))
+    with pytest.raises(FormatVersionError) as caught:
+        create_store(tiny.path)
+    assert caught.value.exit_code == 2
+    assert "`2`" in str(caught.value)
