@@ -110,15 +110,8 @@ def _spectrum(contents: Contents) -> Figure:
     left.legend()
     stress = contents.stress[:_SHOWN]
     right.plot(k, stress, "-o", ms=3, color=INK, linewidth=1)
-    for i, below in ((1, 8), (2, 8), (3, 14), (10, 28), (50, 14)):
-        if i <= len(stress):
-            right.annotate(
-                f"χ$_{{{i}}}$ = {stress[i - 1]:.2f}",
-                (i, stress[i - 1]),
-                textcoords="offset points",
-                xytext=(5, -below) if i < 50 else (0, -below),
-                ha="left" if i < 50 else "right",
-            )
+    lines = [f"χ$_{{{i}}}$ = {stress[i - 1]:.3f}" for i in (1, 2, 3, 10, 50) if i <= len(stress)]
+    right.text(0.95, 0.06, "\n".join(lines), transform=right.transAxes, ha="right", va="bottom")
     right.set(title="Explained stress", xlabel="components", ylabel="χ", ylim=(0, 1.02))
     return figure
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ LogProbs = npt.NDArray[typing.Any] | torch.Tensor
 Float64 = npt.NDArray[np.float64]
 
 KERNELS = ("auto", "portable", "reference")
+_BATCH = 2**20  # numbers that are looked at at once
 ROW_SUM_TOLERANCE = 1e-3  # float16 log-probabilities of 1,000 classes stay within half of it
 
 
@@ -103,8 +105,8 @@ def to_truth(log_p: LogProbs, labels: npt.ArrayLike) -> Float64:
         raise AnalysisError("labels", f"`{y.min()}` to `{y.max()}`", f"0 to {p.shape[2] - 1}")
     samples = torch.arange(p.shape[1])
     true = torch.from_numpy(y.astype(np.int64))
-    means = [(_normalised(row)[samples, true]).mean().item() for row in p]
-    return -0.5 * np.asarray(means, dtype=np.float64)
+    means = [_normalised(batch)[:, samples, true].mean(-1).numpy() for batch in _batches(p)]
+    return -0.5 * np.concatenate(means)
 
 
 def to_ignorance(log_p: LogProbs) -> Float64:
@@ -125,13 +127,21 @@ def to_ignorance(log_p: LogProbs) -> Float64:
     AnalysisError : as in `pairwise`.
     """
     p = _checked(log_p, "log_p")
-    means = [torch.logsumexp(_normalised(row) / 2, dim=-1).mean().item() for row in p]
+    means = [
+        torch.logsumexp(_normalised(batch) / 2, dim=-1).mean(-1).numpy() for batch in _batches(p)
+    ]
     # Uniform rows give 0 to rounding, and a distance is never negative.
-    return np.maximum(0.5 * math.log(p.shape[2]) - np.asarray(means, dtype=np.float64), 0.0)
+    return np.maximum(0.5 * math.log(p.shape[2]) - np.concatenate(means), 0.0)
 
 
-def _normalised(row: torch.Tensor) -> torch.Tensor:
-    return torch.log_softmax(row.double(), dim=-1)
+def _batches(values: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Runs of snapshots, large enough that a few operations do and small enough for float64."""
+    step = max(1, _BATCH // values[0].numel())
+    return (values[start : start + step] for start in range(0, len(values), step))
+
+
+def _normalised(batch: torch.Tensor) -> torch.Tensor:
+    return torch.log_softmax(batch.double(), dim=-1)
 
 
 def _checked(log_probs: LogProbs, name: str) -> torch.Tensor:
@@ -149,21 +159,22 @@ def _checked(log_probs: LogProbs, name: str) -> torch.Tensor:
         values = log_probs.detach().cpu()
     else:
         values = torch.from_numpy(np.require(log_probs, requirements=["C", "W"]))
-    for index, row in enumerate(values):
-        _check_rows(torch.exp(row.double()).sum(-1), f"{name}[{index}")
+    sums = [torch.exp(batch.double()).sum(-1) for batch in _batches(values)]
+    _check_rows(torch.cat(sums), name)
     return values
 
 
-def _check_rows(sums: torch.Tensor, where: str) -> None:
-    """Refuse a snapshot whose rows are no distributions, naming the worst."""
+def _check_rows(sums: torch.Tensor, name: str) -> None:
+    """Refuse rows that are no distributions, naming the worst; `sums` is (n, n_samples)."""
     off = torch.nan_to_num((sums - 1).abs(), nan=math.inf)
     wrong = int((off > ROW_SUM_TOLERANCE).sum())
     if not wrong:
         return
-    worst = int(sums.isnan().int().argmax() if sums.isnan().any() else off.argmax())
-    found = "NaN" if sums[worst].isnan() else f"probabilities that sum to `{sums[worst]:.4g}`"
+    snapshot, sample = divmod(int(off.argmax()), sums.shape[1])
+    worst = sums[snapshot, sample]
+    found = "NaN" if worst.isnan() else f"probabilities that sum to `{worst:.4g}`"
     raise AnalysisError(
-        f"{where}, {worst}]",
+        f"{name}[{snapshot}, {sample}]",
         f"{found}, the worst of {wrong} wrong rows",
         f"natural-log probabilities whose sum is 1 within {ROW_SUM_TOLERANCE:g}",
     )

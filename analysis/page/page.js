@@ -171,9 +171,9 @@ Plotly.newPlot("stress", [{ x: k, y: data.spectrum.stress, mode: "lines+markers"
   line: { color: INK, width: 1.5 }, marker: { size: 5, color: INK },
   hovertemplate: "χ<sub>%{x}</sub> = %{y:.3f}<extra></extra>" }],
   layout2d(axis2d("components", { rangemode: "tozero" }), axis2d("χ", { range: [0, 1.04] }), {
-    annotations: labelled.map((i) => ({ x: i, y: data.spectrum.stress[i - 1], showarrow: false,
-      text: `χ<sub>${i}</sub> = ${data.spectrum.stress[i - 1].toFixed(2)}`, xanchor: "left",
-      yanchor: "top", xshift: 5, font: { ...FONT, size: 12 } })) }), OPTIONS);
+    annotations: [{ xref: "paper", yref: "paper", x: .98, y: .05, xanchor: "right", yanchor: "bottom",
+      showarrow: false, align: "left", font: { ...FONT, size: 14 }, text: labelled.map((i) =>
+        `χ<sub>${i}</sub> = ${data.spectrum.stress[i - 1].toFixed(3)}`).join("<br>") }] }), OPTIONS);
 at("bound").textContent = data.spectrum.bound === 0
   ? "All eigenvalues were computed."
   : `No eigenvalue beyond those computed exceeds ${shown(data.spectrum.bound)} in magnitude: the ` +
