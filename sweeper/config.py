@@ -11,13 +11,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
+from sweeper.coerce import coerce, in_range, in_words
 from sweeper.errors import ConfigError, nearest
 from sweeper.registry import Entry, entry, is_plug_in
 
@@ -316,9 +316,9 @@ def _build(cls: type, prefix: str, remaining: Flat) -> Any:
         elif name == "options":
             values[name] = _take_options(prefix.rstrip("."), values["name"], remaining)
         elif key in remaining:
-            values[name] = _in_range(key, coerce(key, remaining.pop(key), leaf.type), leaf.bounds)
+            values[name] = in_range(key, coerce(key, remaining.pop(key), leaf.type), leaf.bounds)
         elif leaf.default is MISSING:
-            raise ConfigError(key, "missing", f"every trial needs {_a(leaf.type)} here")
+            raise ConfigError(key, "missing", f"every trial needs {in_words(leaf.type)} here")
         else:
             values[name] = leaf.default
     return cls(**values)
@@ -381,81 +381,6 @@ def _check_together(config: TrialConfig) -> None:
             f"`{config.regularize.dropout}`, but model `{config.model.name}` takes no dropout",
             "0, or a model whose function has a keyword `dropout`",
         )
-
-
-def coerce(key: str, value: Any, kind: Any) -> Any:
-    """`value` as an instance of the annotation `kind`.
-
-    Whole floats become ints and ints become floats where that loses nothing; lists become
-    tuples. Booleans are never numbers, and NaN and infinities are refused.
-
-    Raises
-    ------
-    ConfigError : naming `key`, what was found, and what is allowed.
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is typing.Any:
-        return value
-    if origin is typing.Literal:
-        if value in arguments and type(value) in {type(item) for item in arguments}:
-            return value
-    elif origin in (types.UnionType, typing.Union):
-        for option in arguments:
-            try:
-                return coerce(key, value, option)
-            except ConfigError:
-                continue
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            return tuple(coerce(f"{key}[{i}]", item, arguments[0]) for i, item in enumerate(value))
-    elif kind in (bool, str, types.NoneType):
-        if isinstance(value, kind):
-            return value
-    elif kind is int and _is_number(value) and value == int(value):
-        return int(value)
-    elif kind is float and _is_number(value):
-        return float(value) + 0.0  # -0.0 is 0.0
-    hint = nearest(value, arguments) if isinstance(value, str) and origin is typing.Literal else ""
-    raise ConfigError(key, f"`{_shown(value)}`", f"{_a(kind)} is needed", hint)
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer too large for a float
-        return False
-
-
-def _shown(value: Any) -> str:
-    text = "null" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _a(kind: Any) -> str:
-    """The annotation in words."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(f"`{item}`" for item in arguments)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_a(item) for item in arguments)
-    if origin is tuple:
-        return f"a list, each item {_a(arguments[0])},"
-    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a name"}
-    return names.get(kind, "null" if kind is types.NoneType else str(kind))
-
-
-def _in_range(key: str, value: Any, bounds: Mapping[str, float]) -> Any:
-    checks = {
-        "at_least": lambda bound: value >= bound,
-        "above": lambda bound: value > bound,
-        "below": lambda bound: value < bound,
-    }
-    if all(checks[name](bound) for name, bound in bounds.items()):
-        return value
-    words = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
-    raise ConfigError(key, f"`{_shown(value)}`", f"a number {words} is needed")
 
 
 def upgrade(flat: Mapping[str, Any], version: int) -> Flat:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeper.config import Flat, TrialConfig, coerce, default_values, named_sections
+from sweeper.coerce import coerce
+from sweeper.config import Flat, TrialConfig, default_values, named_sections
 from sweeper.errors import ExpressionError, GridError, SweeperError, nearest
 from sweeper.expression import Expression
 from sweeper.grid_file import Axis, Grid, load_grid, shown

@@ -52,7 +52,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+def undisturbed(
+    grid: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, str], float]:
     """The digests of a sweep that nobody kills, and how long it takes."""
     folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
     started = time.monotonic()

@@ -67,7 +67,10 @@ def test_version_is_printed():
 
 def test_every_command_has_help():
     commands = ["plan", "launch", "resume", "status", "verify"]
-    for command in [*commands, *(("analyze", name) for name in ("distances", "inpca", "report", "all"))]:
+    for command in [
+        *commands,
+        *(("analyze", name) for name in ("distances", "inpca", "report", "all")),
+    ]:
         words = [command] if isinstance(command, str) else command
         done = sweeper(*words, "--help", NO_COLOR="1", COLUMNS="200")
         assert done.returncode == 0
@@ -155,9 +158,12 @@ def test_a_failing_trial_is_reported_exits_3_and_runs_again_on_the_next_launch(t
 
     (tmp_path / "cured").touch()
     assert sweeper(*launch, cwd=tmp_path).returncode == 0
-    assert json.loads(sweeper("status", "runs/small", "--json", cwd=tmp_path).stdout)["counts"][
-        "complete"
-    ] == 4
+    assert (
+        json.loads(sweeper("status", "runs/small", "--json", cwd=tmp_path).stdout)["counts"][
+            "complete"
+        ]
+        == 4
+    )
 
 
 def test_a_changed_plug_in_is_refused_unless_allowed(tmp_path: Path):
@@ -211,7 +217,9 @@ def test_a_directory_held_by_a_live_driver_is_refused_and_left_alone(tmp_path: P
 def start_long_sweep(tmp_path: Path, folder: Path) -> subprocess.Popen:
     """A launch of one trial that would take minutes, once its first snapshots are there."""
     (tmp_path / "long.yaml").write_text(
-        GRID.replace("epochs: 1", "epochs: 100000, record.schedule: log").replace("[0, 2]", "[0, 1]")
+        GRID.replace("epochs: 1", "epochs: 100000, record.schedule: log").replace(
+            "[0, 2]", "[0, 1]"
+        )
     )
     command = [sys.executable, "-m", "sweeper", "launch", str(tmp_path / "long.yaml"), "-y"]
     command += ["--executor", "local", "--sweep-dir", str(folder)]
@@ -255,8 +263,10 @@ BAD_GRIDS = {
     "derive-is-no-expression": (GRID + "derive: {optim.momentum: 'import os'}", "import os"),
     "no-trials": (GRID + "exclude: ['seed >= 0']", "0"),
     "hundred-million": (GRID.replace("[0, 2]", "[0, 50000000]"), "100,000,000"),
-    "patch-does-not-divide": (GRID.replace("[fc, cnn]", "[vit]").replace(
-        "epochs: 1", "epochs: 1, model.patch: 3"), "patch"),
+    "patch-does-not-divide": (
+        GRID.replace("[fc, cnn]", "[vit]").replace("epochs: 1", "epochs: 1, model.patch: 3"),
+        "patch",
+    ),
 }
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper import config, registry
-from sweeper.config import TrialConfig, coerce, content_id, default_values, schema, upgrade
+from sweeper.coerce import coerce
+from sweeper.config import TrialConfig, content_id, default_values, schema, upgrade
 from sweeper.errors import ConfigError
 
 REQUIRED = {

@@ -1,5 +1,3 @@
-import hashlib
-import json
 import shutil
 
 import numpy as np
@@ -7,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.errors import FormatVersionError, MissingStoreError, StoreError
+from sweeper.errors import FormatVersionError, MissingStoreError
 from sweeper.store import open_store, schema
-from sweeper.store.local import LocalObjects
 from sweeper.store.schema import samples_key
 from sweeper.store.seal import seal
 from sweeper.store.verify import verify
@@ -339,18 +336,3 @@ def test_a_store_whose_own_metadata_are_gone_is_no_store(tiny):
     (tiny.path / "zarr.json").unlink()
     with pytest.raises(MissingStoreError):
         open_store(tiny.path)
-
-
-def test_metadata_are_json_of_zarr_version_3_with_their_checksum(tiny):
-    trial, folder = stored(tiny, True)
-    data = (folder.parent.parent.parent / "zarr.json").read_bytes()
-    document = json.loads(data)
-    assert (document["zarr_format"], document["node_type"]) == (3, "group")
-    checksum = document["attributes"]["checksum"]
-    blank = data.replace(checksum.encode(), b"0" * 64)
-    assert hashlib.sha256(blank).hexdigest() == checksum
-    assert LocalObjects(tiny.path).attributes(f"trials/{trial}") == document["attributes"]
-    path = folder.parent.parent.parent / "zarr.json"
-    path.write_bytes(data.replace(b"complete", b"diverged"))
-    with pytest.raises(StoreError, match=trial):
-        LocalObjects(tiny.path).attributes(f"trials/{trial}")

@@ -1,0 +1,186 @@
+import json
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweeper.errors import SweepDirError
+from sweeper.journal import Journal, Tally, read_events
+
+TRIALS = st.sampled_from(["t1", "t2", "t3"])
+EVENTS = st.one_of(
+    st.tuples(st.just("launched"), st.fixed_dictionaries({"n_todo": st.integers(0, 9)})),
+    st.tuples(st.just("ended"), st.fixed_dictionaries({"reason": st.just("complete")})),
+    st.tuples(
+        st.just("started"),
+        st.fixed_dictionaries({"trial": TRIALS, "attempt": st.integers(1, 9)}),
+    ),
+    st.tuples(
+        st.just("finished"),
+        st.fixed_dictionaries(
+            {"trial": TRIALS, "state": st.sampled_from(["complete", "diverged"])}
+        ),
+    ),
+    st.tuples(
+        st.just("failed"),
+        st.fixed_dictionaries({"trial": TRIALS, "error": st.text(), "message": st.text()}),
+    ),
+    st.tuples(st.sampled_from(["lost", "stopped"]), st.fixed_dictionaries({"trial": TRIALS})),
+)
+
+
+def write(path, *events):
+    with Journal(path) as journal:
+        return [journal.append(kind, **fields) for kind, fields in events]
+
+
+def expected_states(events):
+    """The fold, said again in the words of the documentation."""
+    states = {}
+    for kind, fields in events:
+        if kind in ("lost", "stopped", "failed"):
+            states[fields["trial"]] = kind
+        elif kind == "started":
+            states[fields["trial"]] = "running"
+        elif kind == "finished":
+            states[fields["trial"]] = fields["state"]
+    return states
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def test_what_is_read_is_what_was_appended(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    written = write(path, ("launched", {"n_todo": 2}), ("lost", {"trial": "t1"}))
+    written += write(path, ("failed", {"trial": "t1", "message": "two\nlines – and more"}))
+    found = read_events(path)
+    assert found.events == written
+    assert (found.offset, found.torn) == (path.stat().st_size, 0)
+    assert [event["event"] for event in found.events] == ["launched", "lost", "failed"]
+
+
+def test_no_journal_is_an_empty_one(tmp_path):
+    found = read_events(tmp_path / "journal.jsonl")
+    assert (found.events, found.offset, found.torn) == ([], 0, 0)
+
+
+def test_every_event_is_synced_before_append_returns(tmp_path, monkeypatch):
+    path, synced = tmp_path / "journal.jsonl", []
+    fsync = os.fsync
+
+    def watched(descriptor):
+        fsync(descriptor)
+        synced.append(path.stat().st_size)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with Journal(path) as journal:
+        for i in range(3):
+            journal.append("lost", trial=f"t{i}")
+            assert len(synced) == i + 1
+            assert synced[-1] == journal.offset == path.stat().st_size
+
+
+@given(st.integers(1, 200))
+def test_a_torn_last_line_is_dropped_reported_and_cut(tmp_path_factory, n_cut):
+    path = tmp_path_factory.mktemp("torn") / "journal.jsonl"
+    written = write(path, *(("lost", {"trial": f"t{i}"}) for i in range(3)))
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    n_cut = 1 + (n_cut - 1) % (len(lines[-1]) - 1)
+    path.write_bytes(whole[:-n_cut])
+    n_torn = len(lines[-1]) - n_cut
+    found = read_events(path)
+    assert (found.events, found.torn) == (written[:2], n_torn)
+    assert found.offset == len(lines[0]) + len(lines[1])
+    with Journal(path) as journal:
+        assert journal.torn == n_torn
+        journal.append("lost", trial="t9")
+    after = read_events(path)
+    assert [event["trial"] for event in after.events] == ["t0", "t1", "t9"]
+    assert after.torn == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "{", "[]", "3", "\0\0\0", '{"t": 1}', '{"event": "lost", "t": 1}', '{"event": []}'],
+)
+def test_a_damaged_line_is_an_error_that_names_it(tmp_path, line):
+    path = tmp_path / "journal.jsonl"
+    write(path, ("lost", {"trial": "t1"}))
+    good = path.read_text()
+    path.write_text(good + good + line + "\n" + good)
+    with pytest.raises(SweepDirError, match="line 3 is not an event") as caught:
+        read_events(path)
+    assert caught.value.where == str(path)
+    with pytest.raises(SweepDirError, match="line 3 "):
+        read_events(path, offset=len(good))
+    with pytest.raises(SweepDirError, match="line 3 "):
+        Journal(path)
+
+
+# --- the tally -------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(EVENTS, max_size=12), st.data())
+def test_a_digest_and_the_rest_tell_what_all_events_tell(tmp_path_factory, events, data):
+    folder = tmp_path_factory.mktemp("tally")
+    journal, digest = folder / "journal.jsonl", folder / "status.json"
+    n_before = data.draw(st.integers(0, len(events)))
+    write(journal, *events[:n_before])
+    Tally.read(digest, journal).save(digest)
+    write(journal, *events[n_before:])
+    whole = Tally.read(folder / "none.json", journal)
+    assert Tally.read(digest, journal) == whole
+    states = {trial: found["state"] for trial, found in whole.trials.items()}
+    assert states == expected_states(events)
+    assert whole.offset == journal.stat().st_size
+
+
+def test_a_launch_clears_the_end_of_the_one_before(tmp_path):
+    events = [("launched", {"n_todo": 1}), ("ended", {"reason": "stopped"})]
+    write(tmp_path / "journal.jsonl", *events)
+    tally = Tally.read(tmp_path / "status.json", tmp_path / "journal.jsonl")
+    assert tally.ended["reason"] == "stopped"
+    write(tmp_path / "journal.jsonl", ("launched", {"n_todo": 5}))
+    tally = Tally.read(tmp_path / "status.json", tmp_path / "journal.jsonl")
+    assert (tally.launched["n_todo"], tally.ended) == (5, None)
+
+
+@pytest.mark.parametrize(
+    "digest",
+    [
+        "",
+        "[]",
+        "{",
+        '{"unknown": 1}',
+        '{"offset": "1"}',
+        '{"offset": -4}',
+        '{"offset": 100000, "trials": {"t9": {"state": "complete"}}}',  # of a longer journal
+        '{"offset": 10, "trials": {"t9": {"state": "complete"}}}',  # of another journal
+        '{"offset": 45, "trials": []}',
+    ],
+)
+def test_a_digest_that_does_not_fit_the_journal_is_ignored(tmp_path, digest):
+    write(tmp_path / "journal.jsonl", ("lost", {"trial": "t1"}), ("lost", {"trial": "t2"}))
+    (tmp_path / "status.json").write_text(digest)
+    tally = Tally.read(tmp_path / "status.json", tmp_path / "journal.jsonl")
+    assert tally.trials.keys() == {"t1", "t2"}
+
+
+def test_a_digest_without_its_journal_is_ignored(tmp_path):
+    write(tmp_path / "journal.jsonl", ("lost", {"trial": "t1"}))
+    Tally.read(tmp_path / "none", tmp_path / "journal.jsonl").save(tmp_path / "status.json")
+    (tmp_path / "journal.jsonl").unlink()
+    tally = Tally.read(tmp_path / "status.json", tmp_path / "journal.jsonl")
+    assert (tally.trials, tally.offset) == ({}, 0)
+
+
+def test_a_saved_digest_is_json(tmp_path):
+    write(tmp_path / "journal.jsonl", ("failed", {"trial": "t1", "error": "é", "message": "ü"}))
+    Tally.read(tmp_path / "none", tmp_path / "journal.jsonl").save(tmp_path / "status.json")
+    saved = json.loads((tmp_path / "status.json").read_text())
+    assert saved["trials"]["t1"]["error"] == "é"
+    assert saved["offset"] == (tmp_path / "journal.jsonl").stat().st_size
