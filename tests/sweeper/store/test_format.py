@@ -68,6 +68,11 @@ def attributes(folder):
     return json.loads((folder / "zarr.json").read_text())["attributes"]
 
 
+def json_hash(document):
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def renormalised(values):
     values = values.astype(np.float64)
     return values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
@@ -135,12 +140,9 @@ def test_hashes_digest_and_id_are_those_of_the_specification(tiny):
     hashes = [hashlib.sha256(row.astype("<f2").tobytes()).hexdigest() for row in values]
     assert found["snapshot_hashes"] == {"test": hashes}
     document = {key: found[key] for key in ("epochs", "metrics", "steps")}
-    text = json.dumps({**document, "predictions": {"test": hashes}}, sort_keys=True)
-    text = text.replace(", ", ",").replace(": ", ":")
-    assert found["digest"] == hashlib.sha256(text.encode()).hexdigest()
-    identity = json.dumps({"schema": 1, "trial": found["identity"]}, sort_keys=True)
-    identity = identity.replace(", ", ",").replace(": ", ":")
-    assert trial == "t" + hashlib.sha256(identity.encode()).hexdigest()[:12]
+    document["predictions"] = {"test": hashes}
+    assert found["digest"] == json_hash(document)
+    assert trial == "t" + json_hash({"schema": 1, "trial": found["identity"]})[:12]
 
 
 def test_unknown_attributes_and_members_are_ignored(tiny):
