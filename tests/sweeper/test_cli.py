@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from sweeper import __version__
+from sweeper.cli import main
 from sweeper.store import open_store
 
 GRID = """\
@@ -24,8 +28,34 @@ axes:
 """
 
 
+@dataclass
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Runs the command line in this process: for commands that train nothing."""
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["sweeper", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
 def sweeper(*arguments: object, cwd: Path | None = None, **environment: str):
-    """Run the command line; returns the finished process."""
+    """Run the command line in a process of its own; returns the finished process."""
     return subprocess.run(
         [sys.executable, "-m", "sweeper", *map(str, arguments)],
         capture_output=True,
@@ -61,27 +91,28 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what goes well -------------------------------------------------------------------------
 
 
-def test_version_is_printed():
-    assert sweeper("--version").stdout == f"sweeper {__version__}\n"
+def test_version_is_printed(here):
+    assert here("--version").stdout == f"sweeper {__version__}\n"
 
 
-def test_every_command_has_help():
+def test_every_command_has_help(here, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NO_COLOR", "1")
     commands = ["plan", "launch", "resume", "status", "verify"]
     for command in [
         *commands,
         *(("analyze", name) for name in ("distances", "inpca", "report", "all")),
     ]:
         words = [command] if isinstance(command, str) else command
-        done = sweeper(*words, "--help", NO_COLOR="1", COLUMNS="200")
+        done = here(*words, "--help")
         assert done.returncode == 0
         usage, description = [line.strip() for line in done.stdout.splitlines() if line.strip()][:2]
         assert usage.startswith("Usage:")
-        assert description.endswith("."), f"{words} has no description"
+        assert len(description.split()) > 3, f"{words} has no description"
 
 
-def test_plan_counts_trials_and_changes_nothing(grid: Path):
+def test_plan_counts_trials_and_changes_nothing(here, grid: Path):
     before = tree(grid.parent)
-    done = sweeper("plan", grid, "--json", "--set", "epochs=3", cwd=grid.parent)
+    done = here("plan", grid, "--json", "--set", "epochs=3")
     fields = json.loads(done.stdout)
     assert (fields["n_trials"], fields["n_todo"]) == (4, 4)
     assert fields["n_snapshots"] == 4 * 4, "before training and after each of 3 epochs"
@@ -109,19 +140,19 @@ def test_launch_again_runs_nothing_and_an_extended_grid_only_what_is_new(tmp_pat
     assert tree(tmp_path / "sweep" / "predictions.zarr" / "trials").items() >= written.items()
 
 
-def test_limit_runs_so_many_and_resume_the_rest_without_the_grid(grid: Path, tmp_path: Path):
+def test_limit_runs_so_many_and_resume_the_rest_without_the_grid(here, grid: Path, tmp_path: Path):
     folder = tmp_path / "sweep"
     sweeper("launch", grid, "--sweep-dir", folder, "--executor", "local", "--limit", 1, "-y")
-    shown = json.loads(sweeper("status", folder, "--json").stdout)
+    shown = json.loads(here("status", folder, "--json").stdout)
     assert (shown["counts"]["complete"], shown["counts"]["waiting"]) == (1, 3)
     grid.unlink()
     assert sweeper("resume", folder, "--executor", "local", "-y").returncode == 0
-    shown = json.loads(sweeper("status", folder, "--json").stdout)
+    shown = json.loads(here("status", folder, "--json").stdout)
     assert shown["counts"]["complete"] == shown["n_planned"] == 4
 
 
-def test_verify_finds_a_healthy_store_healthy(finished: Path):
-    done = sweeper("verify", finished, "--json")
+def test_verify_finds_a_healthy_store_healthy(here, finished: Path):
+    done = here("verify", finished, "--json")
     assert done.returncode == 0
     report = json.loads(done.stdout)
     assert (report["n_trials"], report["n_snapshots"], report["damages"]) == (4, 8, [])
@@ -186,22 +217,22 @@ def test_a_changed_plug_in_is_refused_unless_allowed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_the_first_signal_drains_and_exits_4(number: signal.Signals, tmp_path: Path):
+def test_the_first_signal_drains_and_exits_4(number: signal.Signals, here, tmp_path: Path):
     folder = tmp_path / "sweep"
     process = start_long_sweep(tmp_path, folder)
     process.send_signal(number)
     assert process.wait(60) == 4
-    shown = json.loads(sweeper("status", folder, "--json").stdout)
+    shown = json.loads(here("status", folder, "--json").stdout)
     assert shown["counts"]["interrupted"] == 1
     assert shown["driver"] is None
     assert list((folder / "checkpoints").glob("*/*.pt"))
 
 
-def test_a_directory_held_by_a_live_driver_is_refused_and_left_alone(tmp_path: Path):
+def test_a_directory_held_by_a_live_driver_is_refused_and_left_alone(here, tmp_path: Path):
     folder = tmp_path / "sweep"
     process = start_long_sweep(tmp_path, folder)
     try:
-        shown = json.loads(sweeper("status", folder, "--json").stdout)
+        shown = json.loads(here("status", folder, "--json").stdout)
         assert shown["counts"]["running"] == 1
         assert shown["driver"]["pid"] == process.pid
         refused = sweeper("resume", folder, "--executor", "local", "-y")
@@ -210,7 +241,7 @@ def test_a_directory_held_by_a_live_driver_is_refused_and_left_alone(tmp_path: P
     finally:
         process.kill()
         process.wait()
-    shown = json.loads(sweeper("status", folder, "--json").stdout)
+    shown = json.loads(here("status", folder, "--json").stdout)
     assert (shown["counts"]["running"], shown["counts"]["interrupted"]) == (0, 1)
 
 
@@ -237,11 +268,11 @@ def start_long_sweep(tmp_path: Path, folder: Path) -> subprocess.Popen:
 # --- bad input ------------------------------------------------------------------------------
 
 
-def fails(done: subprocess.CompletedProcess, code: int = 2) -> str:
+def fails(done: Done | subprocess.CompletedProcess, code: int = 2) -> str:
     """Assert the house's form of an error; returns its text."""
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: "), done.stderr
+    assert re.search(r"^error: ", done.stderr, re.MULTILINE), done.stderr
     return done.stderr
 
 
@@ -271,41 +302,44 @@ BAD_GRIDS = {
 
 
 @pytest.mark.parametrize("name", BAD_GRIDS)
-def test_a_bad_grid_is_an_error_that_names_file_and_cure(name: str, tmp_path: Path):
+def test_a_bad_grid_is_an_error_that_names_file_and_cure(
+    name: str, here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
     text, said = BAD_GRIDS[name]
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     before = tree(tmp_path)
     started = time.monotonic()
-    message = fails(sweeper("launch", path, "--executor", "local", "-y", cwd=tmp_path))
+    message = fails(here("launch", path, "--executor", "local", "-y"))
     assert "bad.yaml" in message
     assert said in message
     assert tree(tmp_path) == before
     assert time.monotonic() - started < 60, "a grid of any size answers at once"
 
 
-def test_what_is_not_there_is_an_error_with_a_hint(tmp_path: Path):
-    assert "no.yaml" in fails(sweeper("plan", tmp_path / "no.yaml"))
+def test_what_is_not_there_is_an_error_with_a_hint(here, tmp_path: Path):
+    assert "no.yaml" in fails(here("plan", tmp_path / "no.yaml"))
     for command in ("status", "resume"):
-        assert "hint: " in fails(sweeper(command, tmp_path / "none"))
-    assert "hint: " in fails(sweeper("verify", tmp_path))
+        assert "hint: " in fails(here(command, tmp_path / "none"))
+    assert "hint: " in fails(here("verify", tmp_path))
     for stage in ("distances", "inpca", "report", "all"):
-        assert "hint: " in fails(sweeper("analyze", stage, tmp_path))
+        assert "hint: " in fails(here("analyze", stage, tmp_path))
     assert not list(tmp_path.iterdir())
 
 
-def test_an_analysis_of_a_sweep_without_a_complete_trial_is_refused(tmp_path: Path):
+def test_an_analysis_of_a_sweep_without_a_complete_trial_is_refused(here, tmp_path: Path):
     folder = tmp_path / "sweep"
     process = start_long_sweep(tmp_path, folder)
     process.kill()
     process.wait()
     before = tree(folder)
-    message = fails(sweeper("analyze", "all", folder))
+    message = fails(here("analyze", "all", folder))
     assert "hint: " in message
     assert tree(folder) == before
 
 
-def test_a_store_of_a_newer_format_is_refused_and_left_alone(grid: Path, tmp_path: Path):
+def test_a_store_of_a_newer_format_is_refused_and_left_alone(here, grid: Path, tmp_path: Path):
     store = tmp_path / "sweep" / "predictions.zarr"
     store.mkdir(parents=True)
     attributes = {"sweeper_format": 2}
@@ -313,13 +347,13 @@ def test_a_store_of_a_newer_format_is_refused_and_left_alone(grid: Path, tmp_pat
     (store / "zarr.json").write_text(text)
     before = tree(tmp_path)
     for command in (("launch", grid, "--sweep-dir", store.parent, "-y"), ("verify", store)):
-        assert "format `2`" in fails(sweeper(*command))
+        assert "format `2`" in fails(here(*command))
     assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("harm", ["delete", "flip", "truncate"])
 def test_a_damaged_chunk_is_found_by_verify_and_refused_by_analysis(
-    harm: str, finished: Path, tmp_path: Path
+    harm: str, here, finished: Path, tmp_path: Path
 ):
     copied = tmp_path / "sweep"
     subprocess.run(["cp", "-r", str(finished), str(copied)], check=True)
@@ -335,8 +369,8 @@ def test_a_damaged_chunk_is_found_by_verify_and_refused_by_analysis(
         chunk.write_bytes(data[: len(data) // 2])
     before = tree(copied)
 
-    found = sweeper("verify", copied, "--json")
+    found = here("verify", copied, "--json")
     assert found.returncode == 5
     assert {damage["where"] for damage in json.loads(found.stdout)["damages"]} == {f"trial {trial}"}
-    assert trial in fails(sweeper("analyze", "distances", copied), code=5)
+    assert trial in fails(here("analyze", "distances", copied), code=5)
     assert {path: data for path, data in tree(copied).items() if path in before} == before

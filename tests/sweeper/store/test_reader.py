@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.errors import FormatVersionError, HoleError, MissingStoreError, StoreError
-from sweeper.store import open_store, schema
-from sweeper.store.seal import seal
+from sweeper.store import Store, open_store, schema
+from sweeper.store import seal as sealing
+from sweeper.store.seal import is_sealed, seal
 from sweeper.store.writer import AttemptWriter
 
 SEAL_ALL = """
@@ -373,3 +374,19 @@ def test_a_trial_sealed_between_two_steps_of_a_read_is_read_as_sealed(tiny, monk
 
     monkeypatch.setattr(type(store), "_read_staged", sealed_meanwhile)
     np.testing.assert_array_equal(store.log_probs(trial, "test"), expected)
+
+
+def test_a_sweep_in_progress_does_not_make_a_trial_look_shorter(tiny, monkeypatch):
+    trial = tiny.record().header.trial_id
+    expected, find = open_store(tiny.path).log_probs(trial, "test"), Store._staged
+
+    def half_swept(self, trial_id):
+        if not is_sealed(tiny.objects, trial):
+            with monkeypatch.context() as patch:
+                patch.setattr(sealing, "sweep_sealed", lambda objects, key: {"digest": ""})
+                seal(tiny.objects, trial, "complete", 1)
+            (tiny.path / f"staging/{trial}/1/test/log_probs/c.3.0.0").unlink()
+        return find(self, trial_id)
+
+    monkeypatch.setattr(Store, "_staged", half_swept)
+    np.testing.assert_array_equal(open_store(tiny.path).log_probs(trial, "test"), expected)

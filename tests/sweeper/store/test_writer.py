@@ -1,26 +1,29 @@
 import pickle
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from sweeper.errors import FormatVersionError, StoreError
-from sweeper.store import open_store
+from sweeper.store import open_store, writer
 from sweeper.store.schema import LOG_PROB_MIN, staging_key
 from sweeper.store.writer import AttemptWriter, attempts, create_store
 
 CLAIM = """
-import pickle, sys
+import pickle, sys, time
 from pathlib import Path
 from sweeper.store.writer import AttemptWriter, create_store
 
 store, headers = Path(sys.argv[1]), pickle.loads(Path(sys.argv[2]).read_bytes())
 print("ready", flush=True)
-sys.stdin.readline()
+start = float(sys.stdin.readline())
 objects = create_store(store)
-for header in headers:
+for i, header in enumerate(headers):
+    while time.time() < start + 0.03 * i:  # so that all claim each trial at once
+        pass
     print(header.trial_id, AttemptWriter(objects, header, 0).attempt)
 """
 
@@ -148,8 +151,9 @@ def test_four_processes_claim_twenty_trials_with_different_numbers(tiny, tmp_pat
     ]
     for process in running:
         assert process.stdout.readline() == "ready\n"
-    for process in running:  # all at once
-        process.stdin.write("go\n")
+    start = time.time() + 0.05
+    for process in running:
+        process.stdin.write(f"{start}\n")
         process.stdin.flush()
     claims = [line for process in running for line in process.communicate()[0].splitlines()]
     assert [process.returncode for process in running] == [0] * 4
@@ -159,11 +163,15 @@ def test_four_processes_claim_twenty_trials_with_different_numbers(tiny, tmp_pat
     assert len(list((store / "samples").iterdir())) == 1
 
 
-def test_a_claim_skips_numbers_whose_metadata_came_between(tiny):
-    first = AttemptWriter(tiny.objects, tiny.header(), 0)
-    tiny.objects.create_group(staging_key(first.header.trial_id, 2), {})
-    assert AttemptWriter(tiny.objects, tiny.header(), 0).attempt == 3
-    assert attempts(tiny.objects, first.header.trial_id) == [1, 2, 3]
+def test_a_claim_skips_numbers_that_others_take_meanwhile(tiny, monkeypatch):
+    trial = tiny.record().header.trial_id
+    tiny.record(first=2)
+    with monkeypatch.context() as patch:  # as if both had been claimed after the listing
+        patch.setattr(writer, "attempts", lambda objects, trial_id: [])
+        late = AttemptWriter(tiny.objects, tiny.header(), 3)
+    assert late.attempt == 3
+    assert attempts(tiny.objects, trial) == [1, 2, 3]
+    assert tiny.objects.attributes(staging_key(trial, 3))["first_snapshot"] == 3
 
 
 def test_a_set_of_samples_is_written_once(tiny):
