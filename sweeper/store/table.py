@@ -17,7 +17,8 @@ def sealed_moments(found: dict[str, Any]) -> dict[str, list[Any]]:
 def staged_moments(staged: StagedTrial) -> dict[str, list[Any]]:
     """The same columns of an unfinished trial."""
     rows = [staged.moment(i) for i in range(staged.n_recorded)]
-    return {name: [row[name] for row in rows] for name in staged.columns}
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in staged.columns}
+    return {**columns, "step": [int(step) for step in columns["step"]]}
 
 
 def sealed_row(found: dict[str, Any]) -> dict[str, Any]:

@@ -378,7 +378,7 @@ def test_a_trial_sealed_between_two_steps_of_a_read_is_read_as_sealed(tiny, monk
 
 def test_a_sweep_in_progress_does_not_make_a_trial_look_shorter(tiny, monkeypatch):
     trial = tiny.record().header.trial_id
-    expected, find = open_store(tiny.path).log_probs(trial, "test"), Store._staged
+    expected, find = open_store(tiny.path).snapshots(trial), Store._staged
 
     def half_swept(self, trial_id):
         if not is_sealed(tiny.objects, trial):
@@ -389,4 +389,17 @@ def test_a_sweep_in_progress_does_not_make_a_trial_look_shorter(tiny, monkeypatc
         return find(self, trial_id)
 
     monkeypatch.setattr(Store, "_staged", half_swept)
-    np.testing.assert_array_equal(open_store(tiny.path).log_probs(trial, "test"), expected)
+    assert open_store(tiny.path).snapshots(trial).equals(expected)
+
+
+def test_a_trial_sealed_between_two_listings_is_listed(tiny, monkeypatch):
+    trial = tiny.record().header.trial_id
+    listed = Store.complete_ids
+
+    def sealed_afterwards(self):
+        found = listed(self)
+        seal(tiny.objects, trial, "complete", 1)
+        return found
+
+    monkeypatch.setattr(Store, "complete_ids", sealed_afterwards)
+    assert open_store(tiny.path).trial_ids() == [trial]
