@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from sweeper.durable import write_atomically
+from sweeper.durable import PARTIAL, sweep_partials, write_atomically
 from sweeper.errors import SweepDirError
 
 HEARTBEAT_SECONDS = 5.0
@@ -57,6 +57,16 @@ class SweepDir:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # absent, or a late attempt just wrote
             folder.rmdir()
+
+    def sweep(self) -> None:
+        """Remove the temporary files that killed drivers and workers left.
+
+        Those of an analysis are left alone: it may be at work, and sweeps up after itself.
+        """
+        for folder in ("checkpoints", "predictions.zarr/staging", "predictions.zarr/samples"):
+            sweep_partials(self.path / folder)
+        for path in self.path.glob(f"*{PARTIAL}"):
+            path.unlink(missing_ok=True)
 
     def log(self, trial_id: str) -> Path:
         """A trial's own log, all attempts one after another."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from sweeper.attempt import CHECKPOINT_SECONDS, Order, Outcome, Progress
 from sweeper.config import SCHEMA_VERSION, TrialConfig, upgrade
-from sweeper.durable import sweep_partials, write_atomically
+from sweeper.durable import write_atomically
 from sweeper.errors import SweepDirError
 from sweeper.grid import Trial
 from sweeper.journal import Journal, Tally
@@ -93,12 +93,15 @@ def drive(
     with folder.locked(), _signals() as stop:
         hashes = plug_in_hashes(plan.trials)
         _check_code(folder, hashes, launch)
-        todo = _reconcile(folder, plan.todo)[: launch.limit]
+        complete = _sweep(folder)
+        left = [trial for trial in plan.todo if trial.trial_id not in complete]
+        todo = left[: launch.limit]
         _write_down(folder, plan, launch, hashes)
         counts = Counts(len(todo))
         with Journal(folder.journal) as journal:
             tally = Tally.read(folder.status, folder.journal)
             scribe = _Scribe(folder, journal, tally, counts, on_event)
+            scribe.reconcile({trial.trial_id for trial in plan.trials} & complete)
             scribe.write(
                 "launched",
                 n_planned=len(plan.trials),
@@ -136,16 +139,16 @@ def _orders(
     ]
 
 
-def _reconcile(folder: SweepDir, todo: Sequence[Trial]) -> list[Trial]:
-    """The trials that the store does not hold complete, its leftovers of crashes swept."""
+def _sweep(folder: SweepDir) -> set[str]:
+    """Remove what crashes left behind; returns the ids of the trials that are complete."""
     objects = create_store(folder.store)
-    sweep_partials(folder.path)
+    folder.sweep()
     complete = complete_ids(folder)
     left_over = {*objects.names("staging"), *folder.checkpointed()}
     for trial_id in left_over & complete:
         sweep_sealed(objects, trial_id)
         folder.remove_checkpoints(trial_id)
-    return [trial for trial in todo if trial.trial_id not in complete]
+    return complete
 
 
 def _check_code(folder: SweepDir, hashes: Mapping[str, str], launch: Launch) -> None:
@@ -196,6 +199,25 @@ class _Scribe:
     def write(self, event: str, **fields: Any) -> None:
         self.tally.add(self.journal.append(event, **fields))
         self.tally.offset = self.journal.offset
+
+    def reconcile(self, complete: set[str]) -> None:
+        """Write down what the store holds complete and a killed driver could not."""
+        ended = ("complete", "diverged")
+        unknown = [
+            trial
+            for trial in sorted(complete)
+            if self.tally.trials.get(trial, {}).get("state") not in ended
+        ]
+        store = open_store(self.folder.store)
+        for trial in unknown:
+            found = store.trial_attributes(trial)
+            self.write(
+                "finished",
+                trial=trial,
+                attempt=int(found["attempts"][-1]["attempt"]),
+                state=found["state"],
+                digest=found["digest"],
+            )
 
     def take(self, event: Event) -> None:
         trial = event.trial_id

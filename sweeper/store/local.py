@@ -112,9 +112,10 @@ class LocalObjects:
         return (self.root / key).exists()
 
     def delete(self, key: str) -> None:
-        """Remove everything below `key`; nothing happens when it does not exist."""
+        """Remove `key` and everything below it; nothing happens when it does not exist."""
         folder = self.root / key
         if not folder.is_dir():
+            folder.unlink(missing_ok=True)
             return
         while folder.is_dir():
             try:

@@ -29,9 +29,7 @@ def run(executor: Executor, folder: Path, trials: Sequence[Trial], stop_after: i
     """All events of a run that is asked to stop once so many trials have started."""
     orders = [Order(trial.trial_id, trial.config.to_flat(), str(folder)) for trial in trials]
     events: list[Event] = []
-    executor.run(
-        orders, events.append, lambda: len(named(events, Progress)) >= stop_after
-    )
+    executor.run(orders, events.append, lambda: len(named(events, Progress)) >= stop_after)
     return events
 
 
@@ -137,4 +135,6 @@ def _our_raylets() -> list[str]:
         text=True,
         check=False,
     )
-    return [line for line in shown.stdout.splitlines() if "raylet" in line and "defunct" not in line]
+    return [
+        line for line in shown.stdout.splitlines() if "raylet" in line and "defunct" not in line
+    ]
