@@ -11,9 +11,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.contents import Contents
-from analysis.palette import FAINT, INK, SPACE_LIKE, TIME_LIKE, colours, levels
+from analysis.palette import FAINT, GRID, INK, SPACE_LIKE, TIME_LIKE, colours, levels
 from sweeper.durable import write_atomically
 
 FIGURES = ("trajectories-3d.png", "trajectories.png", "spectrum.png", "accuracy.png")
@@ -29,6 +30,8 @@ _STYLE: dict[str, Any] = {
     "axes.titlelocation": "left",
     "xtick.color": INK,
     "ytick.color": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.5,
     "legend.frameon": False,
     "savefig.dpi": 200,
 }
@@ -53,8 +56,9 @@ def write_figures(contents: Contents, folder: Path) -> list[Path]:
 
 
 def _trajectories_3d(contents: Contents) -> Figure:
-    figure = Figure(figsize=(7, 6))
-    axes = figure.add_subplot(projection="3d")
+    figure = Figure(figsize=(7, 5))
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="3d")
+    axes.set_box_aspect((4, 3, 2.4), zoom=0.95)
     k = min(3, contents.n_components)
     for trajectory, colour in _trajectories(contents):
         axes.plot(*_padded(trajectory, k), color=colour, linewidth=0.7, alpha=0.6)
@@ -65,9 +69,12 @@ def _trajectories_3d(contents: Contents) -> Figure:
         axes.text(*point, f"  {name}")
     for index, name in zip(range(1, k + 1), "xyz", strict=False):
         getattr(axes, f"set_{name}label")(contents.axis(index))
-        getattr(axes, f"{name}axis").set_pane_color((1, 1, 1, 0))
-    axes.tick_params(labelsize=7)
-    axes.view_init(elev=22, azim=-60)
+        axis = getattr(axes, f"{name}axis")
+        axis.set_pane_color((1, 1, 1, 0))
+        axis.line.set_color(FAINT)
+        axis.set_major_locator(MaxNLocator(4))
+    axes.tick_params(labelsize=7, colors=FAINT)
+    axes.view_init(elev=20, azim=-62)
     _legend(figure, contents, "upper left")
     return figure
 

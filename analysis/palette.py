@@ -13,7 +13,7 @@ CATEGORIES = (
 )
 # Viridis without its palest end, for values that are numbers.
 SEQUENCE = ("#440154", "#414487", "#2A788E", "#22A884", "#7AD151")
-INK, FAINT = "#1F2933", "#9AA5B1"
+INK, FAINT, GRID = "#1F2933", "#9AA5B1", "#DDE3EA"
 SPACE_LIKE, TIME_LIKE = CATEGORIES[0], CATEGORIES[1]
 
 
