@@ -57,7 +57,8 @@ def write_figures(contents: Contents, folder: Path) -> list[Path]:
 
 def _trajectories_3d(contents: Contents) -> Figure:
     figure = Figure(figsize=(7, 5))
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), projection="3d")
+    axes = figure.add_subplot(projection="3d")
+    axes.set_position((0.0, 0.0, 1.0, 1.0))
     axes.set_box_aspect((4, 3, 2.4), zoom=0.95)
     k = min(3, contents.n_components)
     for trajectory, colour in _trajectories(contents):
