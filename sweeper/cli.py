@@ -349,7 +349,8 @@ def _print_report(report: Report) -> None:
 
 def main() -> None:
     """Run the command line; every error a user can act on ends in two lines and its exit code."""
-    sys.path.insert(0, os.getcwd())  # plug-ins are importable from where `sweeper` is started
+    # Plug-ins are importable from where `sweeper` is started, but hide nothing that is installed.
+    sys.path.append(os.getcwd())
     try:
         app()
     except SweeperError as error:

@@ -88,10 +88,12 @@ def drive(
 
     Raises
     ------
-    SweepDirError : another driver holds the directory, or a plug-in's source has changed.
+    SweepDirError : another driver holds the directory, it holds another sweep, or a plug-in's
+        source has changed.
     """
     with folder.locked(), _signals() as stop:
         hashes = plug_in_hashes(plan.trials)
+        _check_name(folder, launch)
         _check_code(folder, hashes, launch)
         complete = _sweep(folder)
         left = [trial for trial in plan.todo if trial.trial_id not in complete]
@@ -149,6 +151,18 @@ def _sweep(folder: SweepDir) -> set[str]:
         sweep_sealed(objects, trial_id)
         folder.remove_checkpoints(trial_id)
     return complete
+
+
+def _check_name(folder: SweepDir, launch: Launch) -> None:
+    """Refuse to put one grid's trials into another's directory."""
+    name = folder.read_manifest().get("name", launch.name)
+    if name != launch.name:
+        raise SweepDirError(
+            str(folder.path),
+            f"holds the sweep `{name}`, and the grid is named `{launch.name}`",
+            "one sweep a directory",
+            "use another --sweep-dir; an extended grid keeps its name",
+        )
 
 
 def _check_code(folder: SweepDir, hashes: Mapping[str, str], launch: Launch) -> None:

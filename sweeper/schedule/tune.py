@@ -111,7 +111,7 @@ class TuneExecutor:
         from ray import tune
 
         slot = tune.with_parameters(
-            _slot, queue=queue, runner=self._runner, import_path=[os.getcwd(), *sys.path]
+            _slot, queue=queue, runner=self._runner, import_path=list(sys.path)
         )
         tune.Tuner(
             tune.with_resources(slot, {"cpu": self._threads, "gpu": self._gpus_per_slot()}),

@@ -216,6 +216,16 @@ def test_a_changed_plug_in_is_refused_unless_allowed(tmp_path: Path):
     assert sweeper(*launch, "--allow-code-change", cwd=tmp_path).returncode == 0
 
 
+def test_a_grid_of_another_name_is_refused_in_a_directory_that_holds_a_sweep(
+    here, finished: Path, tmp_path: Path
+):
+    (tmp_path / "other.yaml").write_text(GRID.replace("name: small", "name: other"))
+    before = (finished / "manifest.json").read_bytes()
+    done = here("launch", tmp_path / "other.yaml", "--sweep-dir", finished, "-y")
+    assert "holds the sweep `small`" in fails(done)
+    assert (finished / "manifest.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_drains_and_exits_4(number: signal.Signals, here, tmp_path: Path):
     folder = tmp_path / "sweep"
