@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from analysis.tiles import (
     Array,
     Distances,
-    Grid,
+    Tiling,
     Tile,
     create,
     describe,
@@ -41,7 +41,7 @@ class Blocks(Protocol):
 def fill(
     path: Path,
     blocks: Blocks,
-    grid: Grid,
+    tiling: Tiling,
     about: Mapping[str, Any],
     map: Map = map,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -69,16 +69,16 @@ def fill(
     StoreError, HoleError : from `blocks`, when predictions are damaged or absent.
     """
     sweep_partials(path)
-    done = undamaged(path, grid, about)
+    done = undamaged(path, tiling, about)
     if done is None:
-        create(path, grid, about)
+        create(path, tiling, about)
     else:
-        describe(path, grid, about)
+        describe(path, tiling, about)
     done = done or {}
     write_atomically(record_of(path), b"".join(_line(entry) for entry in done.values()))
-    missing = [tile for tile in grid.upper() if tile_name(tile) not in done]
+    missing = [tile for tile in tiling.upper() if tile_name(tile) not in done]
     progress(len(done), len(done) + len(missing))
-    task = functools.partial(_compute, path, blocks, grid)
+    task = functools.partial(_compute, path, blocks, tiling)
     with record_of(path).open("ab") as record:
         for count, entry in enumerate(map(task, missing), start=len(done) + 1):
             record.write(_line(entry))
@@ -89,17 +89,17 @@ def fill(
     return len(missing)
 
 
-def undamaged(path: Path, grid: Grid, about: Mapping[str, Any]) -> dict[str, Record] | None:
+def undamaged(path: Path, tiling: Tiling, about: Mapping[str, Any]) -> dict[str, Record] | None:
     """The records of the tiles that are as recorded; None unless there is a matrix about this."""
     try:
         stored = Distances(path)
-        if stored.about["fingerprint"] != about["fingerprint"] or stored.grid != grid:
+        if stored.about["fingerprint"] != about["fingerprint"] or stored.tiling != tiling:
             return None
     except (AnalysisError, StoreError):
         return None
     found = finished(path)
     return {
-        tile_name(tile): found[tile_name(tile)] for tile in grid.upper() if _sound(stored, tile)
+        tile_name(tile): found[tile_name(tile)] for tile in tiling.upper() if _sound(stored, tile)
     }
 
 
@@ -111,8 +111,8 @@ def _sound(stored: Distances, tile: Tile) -> bool:
     return True
 
 
-def _compute(path: Path, blocks: Blocks, grid: Grid, tile: Tile) -> Record:
-    rows, columns = grid.span(tile[0]), grid.span(tile[1])
+def _compute(path: Path, blocks: Blocks, tiling: Tiling, tile: Tile) -> Record:
+    rows, columns = tiling.span(tile[0]), tiling.span(tile[1])
     references = blocks.references(rows) if tile[0] == tile[1] else None
     entry = write_tile(path, tile, blocks.distances(rows, columns), references)
     crash_point("tile-data")

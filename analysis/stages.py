@@ -22,7 +22,7 @@ from analysis.blocks import DistanceBlocks
 from analysis.inpca import InPCA, inpca
 from analysis.provenance import provenance, read_document, read_table, write_document, write_table
 from analysis.select import Selection, select
-from analysis.tiles import DISTANCES, TILE, Grid, open_distances
+from analysis.tiles import DISTANCES, TILE, Tiling, open_distances
 from sweeper.errors import AnalysisError, StoreError
 from sweeper.store import Store, open_store
 from sweeper.store.reader import PREDICTIONS
@@ -57,7 +57,7 @@ def distances(
     write_table(table, selection.rows, about)
     M = len(selection.rows)
     blocks = DistanceBlocks(store.path, selection.rows, selection.split)
-    computed = filling.fill(path, blocks, Grid(M, min(M, TILE)), about, progress=progress)
+    computed = filling.fill(path, blocks, Tiling(M, min(M, TILE)), about, progress=progress)
     if not computed:
         say("distances: unchanged")
     return [path, table]

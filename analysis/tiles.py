@@ -49,7 +49,7 @@ _AGAIN = "run `sweeper analyze distances DIR` again: it computes what is absent 
 
 
 @dataclass(frozen=True)
-class Grid:
+class Tiling:
     """How an M × M symmetric matrix is cut into tiles."""
 
     M: int
@@ -104,14 +104,14 @@ class Distances:
         self.path = path
         self.about: dict[str, Any] = attributes["about"]
         self._d = _open(path, "d", "r")
-        self.grid = Grid(self._d.shape[0], attributes["tile"])
+        self.tiling = Tiling(self._d.shape[0], attributes["tile"])
         self._finished = finished(path)
         self._checked: set[Tile] = set()
 
     @property
     def shape(self) -> tuple[int, int]:
         """(M, M)."""
-        return self.grid.M, self.grid.M
+        return self.tiling.M, self.tiling.M
 
     @functools.cached_property
     def snapshots(self) -> pd.DataFrame:
@@ -123,9 +123,9 @@ class Distances:
         """
         path = self.path.with_name("snapshots.parquet")
         table, about = read_table(path)
-        if about != self.about or len(table) != self.grid.M:
+        if about != self.about or len(table) != self.tiling.M:
             raise StoreError(
-                str(path), "not the rows of this matrix", f"its {self.grid.M} rows", _AGAIN
+                str(path), "not the rows of this matrix", f"its {self.tiling.M} rows", _AGAIN
             )
         return table
 
@@ -135,7 +135,7 @@ class Distances:
 
         Between the two it is ½ ln n_classes.
         """
-        n_tiles = math.ceil(self.grid.M / self.grid.tile)
+        n_tiles = math.ceil(self.tiling.M / self.tiling.tile)
         return np.concatenate([self._references(i) for i in range(n_tiles)], axis=1)
 
     def __getitem__(self, key: tuple[slice | int, slice | int]) -> Array:
@@ -148,7 +148,7 @@ class Distances:
         """
         if not isinstance(key, tuple) or len(key) != 2:
             raise AnalysisError("D", f"index `{key}`", "a pair of slices or indices")
-        spans = [_span(index, self.grid.M) for index in key]
+        spans = [_span(index, self.tiling.M) for index in key]
         block = np.empty([span.stop - span.start for span in spans], np.float32)
         for i, rows in self._overlaps(spans[0]):
             for j, columns in self._overlaps(spans[1]):
@@ -158,8 +158,8 @@ class Distances:
 
     def _overlaps(self, span: slice) -> Iterator[tuple[int, slice]]:
         """The tiles a span of rows touches, and which of its rows are theirs."""
-        for index in range(span.start // self.grid.tile, math.ceil(span.stop / self.grid.tile)):
-            tile = self.grid.span(index)
+        for index in range(span.start // self.tiling.tile, math.ceil(span.stop / self.tiling.tile)):
+            tile = self.tiling.span(index)
             yield index, slice(max(span.start, tile.start), min(span.stop, tile.stop))
 
     def _part(self, i: int, j: int, rows: slice, columns: slice) -> Array:
@@ -168,7 +168,7 @@ class Distances:
             return self._part(j, i, columns, rows).T
         if (i, j) in self._checked:
             return np.asarray(self._d[rows, columns])
-        here = (_shifted(rows, i * self.grid.tile), _shifted(columns, j * self.grid.tile))
+        here = (_shifted(rows, i * self.tiling.tile), _shifted(columns, j * self.tiling.tile))
         return self.check((i, j))[here]
 
     def check(self, tile: Tile) -> Array:
@@ -178,21 +178,21 @@ class Distances:
         """
         if tile[0] == tile[1]:
             self._references(tile[0])
-        values = self._read(self._d, tile, tuple(map(self.grid.span, tile)), "crc32")
+        values = self._read(self._d, tile, tuple(map(self.tiling.span, tile)), "crc32")
         self._checked.add(tile)
         return values
 
     def _references(self, index: int) -> Array:
         """The part of `references` that belongs to a tile of the diagonal."""
         array = _open(self.path, "references", "r")
-        selection = (slice(None), self.grid.span(index))
+        selection = (slice(None), self.tiling.span(index))
         return self._read(array, (index, index), selection, "references")
 
     def _read(self, array: Any, tile: Tile, selection: Any, checksum: str) -> Array:
         where = f"{self.path}: tile {tile_name(tile)}"
         entry = self._finished.get(tile_name(tile))
         if entry is None:
-            total = sum(1 for _ in self.grid.upper())
+            total = sum(1 for _ in self.tiling.upper())
             raise AnalysisError(
                 where, f"not computed yet, {len(self._finished)} of {total} are", hint=_AGAIN
             )
@@ -234,13 +234,13 @@ def _shifted(span: slice, start: int) -> slice:
 # --- writing ------------------------------------------------------------------------------
 
 
-def create(path: Path, grid: Grid, about: Mapping[str, Any]) -> None:
+def create(path: Path, tiling: Tiling, about: Mapping[str, Any]) -> None:
     """Make an empty matrix, in the place of anything that is there."""
     if path.exists():
         shutil.rmtree(path)
     for name, shape, chunks, dtype in (
-        ("d", (grid.M, grid.M), (grid.tile, grid.tile), "<f4"),
-        ("references", (2, grid.M), (2, grid.tile), "<f8"),
+        ("d", (tiling.M, tiling.M), (tiling.tile, tiling.tile), "<f4"),
+        ("references", (2, tiling.M), (2, tiling.tile), "<f8"),
     ):
         zarr.create_array(
             DurableStore(path / name),
@@ -252,13 +252,13 @@ def create(path: Path, grid: Grid, about: Mapping[str, Any]) -> None:
             chunk_key_encoding={"name": "default", "separator": "."},
             config={"write_empty_chunks": True},
         )
-    describe(path, grid, about)  # last, because without it the folder is no matrix
+    describe(path, tiling, about)  # last, because without it the folder is no matrix
     sync_folder(path.parent)
 
 
-def describe(path: Path, grid: Grid, about: Mapping[str, Any]) -> None:
+def describe(path: Path, tiling: Tiling, about: Mapping[str, Any]) -> None:
     """Say what the matrix is of, in its group's attributes."""
-    attributes = {"analysis_format": FORMAT, "tile": grid.tile, "about": dict(about)}
+    attributes = {"analysis_format": FORMAT, "tile": tiling.tile, "about": dict(about)}
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     write_atomically(path / "zarr.json", json.dumps(group, indent=1, allow_nan=False).encode())
 
@@ -272,8 +272,8 @@ def write_tile(path: Path, tile: Tile, values: Array, references: Array | None) 
     references : (2, n_rows) with a tile of the diagonal, else None.
     """
     d = _open(path, "d", "r+")
-    grid = Grid(d.shape[0], d.chunks[0])
-    rows, columns = map(grid.span, tile)
+    tiling = Tiling(d.shape[0], d.chunks[0])
+    rows, columns = map(tiling.span, tile)
     values = np.asarray(values, dtype=np.float32)
     d[rows, columns] = values
     entry = {"tile": tile_name(tile), "crc32": _crc32(values)}

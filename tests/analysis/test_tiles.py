@@ -15,12 +15,12 @@ import pytest
 
 from analysis.fill import fill
 from analysis.provenance import write_table
-from analysis.tiles import Grid, open_distances
+from analysis.tiles import Tiling, open_distances
 from sweeper.errors import AnalysisError, FormatVersionError, HoleError, StoreError
 
 ABOUT = {"fingerprint": "one", "parameters": {}}
 M = 11
-GRID = Grid(M, 4)  # three by three tiles, the last one of 3 snapshots
+TILING = Tiling(M, 4)  # three by three tiles, the last one of 3 snapshots
 
 
 class Blocks:
@@ -45,7 +45,7 @@ TILES = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "analysis" / "distances.zarr"
-    fill(path, Blocks(), GRID, ABOUT)
+    fill(path, Blocks(), TILING, ABOUT)
     return path
 
 
@@ -55,7 +55,7 @@ def chunk(path: Path, i: int, j: int) -> Path:
 
 def test_only_tiles_on_and_above_the_diagonal_are_computed(tmp_path):
     blocks = Blocks()
-    assert fill(tmp_path / "d", blocks, GRID, ABOUT) == 6
+    assert fill(tmp_path / "d", blocks, TILING, ABOUT) == 6
     assert blocks.asked == TILES
 
 
@@ -83,20 +83,20 @@ def test_references_are_kept_exactly(path):
 
 def test_a_finished_matrix_is_not_computed_again(path):
     blocks = Blocks()
-    assert fill(path, blocks, GRID, ABOUT) == 0
+    assert fill(path, blocks, TILING, ABOUT) == 0
     assert blocks.asked == []
 
 
 def test_a_matrix_of_something_else_is_replaced(path):
     blocks = Blocks()
-    fill(path, blocks, GRID, {**ABOUT, "fingerprint": "two"})
+    fill(path, blocks, TILING, {**ABOUT, "fingerprint": "two"})
     assert blocks.asked == TILES
     assert open_distances(path).about["fingerprint"] == "two"
 
 
 def test_progress_counts_what_is_finished(tmp_path):
     seen: list[tuple[int, int]] = []
-    fill(tmp_path / "d", Blocks(), GRID, ABOUT, progress=lambda *counts: seen.append(counts))
+    fill(tmp_path / "d", Blocks(), TILING, ABOUT, progress=lambda *counts: seen.append(counts))
     assert seen == [(i, 6) for i in range(7)]
 
 
@@ -104,7 +104,7 @@ def test_tiles_may_be_mapped_in_any_order(tmp_path):
     def backwards(function, tiles):
         return [function(tile) for tile in reversed(list(tiles))]
 
-    fill(tmp_path / "d", Blocks(), GRID, ABOUT, map=backwards)
+    fill(tmp_path / "d", Blocks(), TILING, ABOUT, map=backwards)
     assert np.array_equal(open_distances(tmp_path / "d")[:, :], EXPECTED.astype(np.float32))
 
 
@@ -112,9 +112,9 @@ KILLED = """
 import sys, numpy as np
 from pathlib import Path
 sys.path.insert(0, {folder!r})
-from test_tiles import ABOUT, GRID, Blocks
+from test_tiles import ABOUT, TILING, Blocks
 from analysis.fill import fill
-fill(Path(sys.argv[1]), Blocks(), GRID, ABOUT)
+fill(Path(sys.argv[1]), Blocks(), TILING, ABOUT)
 """
 
 
@@ -130,7 +130,7 @@ def test_a_run_killed_after_three_tiles_goes_on_where_it_stopped(tmp_path, crash
     with pytest.raises(AnalysisError, match=f"tile {first}: not computed yet"):
         open_distances(path)[:, :]
     blocks = Blocks()
-    fill(path, blocks, GRID, ABOUT)
+    fill(path, blocks, TILING, ABOUT)
     assert blocks.asked == left
     assert np.array_equal(open_distances(path)[:, :], EXPECTED.astype(np.float32))
 
@@ -139,7 +139,7 @@ def test_a_torn_last_record_is_dropped_and_its_tile_computed_again(path):
     record = path / "d" / "finished.jsonl"
     record.write_bytes(record.read_bytes()[:-9])
     blocks = Blocks()
-    fill(path, blocks, GRID, ABOUT)
+    fill(path, blocks, TILING, ABOUT)
     assert blocks.asked == [(2, 2)]
     assert len(record.read_text().splitlines()) == 6
 
@@ -152,7 +152,7 @@ def test_a_missing_tile_is_refused_by_name_and_can_be_computed_again(path):
         d[8:9, 0:1]
     assert str(caught.value) == f"{path}: tile 0.2: absent, though recorded as finished"
     assert "run `sweeper analyze distances DIR` again" in caught.value.hint
-    assert fill(path, Blocks(), GRID, ABOUT) == 1
+    assert fill(path, Blocks(), TILING, ABOUT) == 1
     assert np.array_equal(open_distances(path)[:, :], EXPECTED.astype(np.float32))
 
 
@@ -163,7 +163,7 @@ def test_a_flipped_bit_is_refused_by_the_tiles_name(path, position):
     chunk(path, 1, 2).write_bytes(data)
     with pytest.raises(StoreError, match=r"tile 1\.2: damaged"):
         open_distances(path)[:, :]
-    assert fill(path, Blocks(), GRID, ABOUT) == 1
+    assert fill(path, Blocks(), TILING, ABOUT) == 1
 
 
 def test_a_tile_of_another_run_is_refused(path):
@@ -179,7 +179,7 @@ def test_damaged_references_are_refused(path):
     chunk.write_bytes(data)
     with pytest.raises(StoreError, match=r"tile 1\.1"):
         _ = open_distances(path).references
-    assert fill(path, Blocks(), GRID, ABOUT) == 1
+    assert fill(path, Blocks(), TILING, ABOUT) == 1
 
 
 def test_rows_of_another_matrix_are_refused(path):
