@@ -100,9 +100,11 @@ def _holds(trials: pd.DataFrame, where: str) -> pd.Series[bool]:
 
 
 def _plain(value: typing.Any) -> typing.Any:
-    """A table's cell as the expression language knows it: absent as None, whole as int."""
+    """A table's cell as expressions know it: absent as None, whole as int, a tuple as a list."""
     if value is None or (isinstance(value, float) and value != value):
         return None
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
     return value.item() if hasattr(value, "item") else value
 
 

@@ -45,6 +45,15 @@ def test_where_selects_by_configuration_and_metrics(sweep, write_trial, where, k
     assert set(selection.rows["trial_id"]) == kept
 
 
+def test_where_selects_by_a_field_that_is_a_list(sweep, write_trial):
+    write_trial(sweep, "t5", {"model.widths": [128, 64]})
+    write_trial(sweep, "t6", {"model.widths": [64, 128]})
+    store = open_store(sweep)
+    assert list(select(store, "model.widths == [128, 64]").digests) == ["t5"]
+    assert list(select(store, "model.widths in [[128, 64], [1]]").digests) == ["t5"]
+    assert list(select(store, "64 in model.widths").digests) == ["t5", "t6"]
+
+
 def test_untrained_trials_are_left_out_on_request_only(sweep, write_trial):
     write_trial(sweep, "t4", train_accuracy=0.89)
     write_trial(sweep, "t5", train_accuracy=0.9)
