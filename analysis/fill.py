@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from analysis.tiles import (
     Array,
     Distances,
-    Tiling,
     Tile,
+    Tiling,
     create,
     describe,
     finished,
