@@ -64,7 +64,8 @@ def select(
     Raises
     ------
     AnalysisError : nothing is left, or the trials differ in sample set or class names.
-    ExpressionError : `where` is no expression or names what trials do not have.
+    ExpressionError : `where` is no expression, is neither true nor false for a trial, or names
+        what trials do not have.
     MissingStoreError : a trial has no predictions of that split.
     """
     trials = store.trials().sort_index()
@@ -95,7 +96,7 @@ def _leave_out(trials: pd.DataFrame, condition: pd.Series[bool], reason: str) ->
 def _holds(trials: pd.DataFrame, where: str) -> pd.Series[bool]:
     expression = parse(where, "--where")
     records = trials.drop(columns="left_out").reset_index().to_dict("records")
-    results = [bool(expression({str(k): _plain(v) for k, v in row.items()})) for row in records]
+    results = [expression.holds({str(k): _plain(v) for k, v in row.items()}) for row in records]
     return pd.Series(results, index=trials.index, dtype=bool)
 
 

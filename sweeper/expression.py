@@ -20,6 +20,7 @@ from sweeper.errors import ExpressionError, nearest
 MAX_LENGTH = 2_000
 MAX_NESTING = 50
 INTEGER_LIMIT = 2**63  # integers stay below it in magnitude, so that every store can hold them
+IN_YAML = "in YAML, an expression with a comma, a colon or a # needs quotes around it"
 _MAX_DIGITS = 20  # of `round`: rounding an integer to -10**9 digits would never end
 
 Values = Mapping[str, Any]
@@ -37,6 +38,7 @@ class Expression:
 
     text: str
     names: frozenset[str]
+    where: str = field(repr=False, compare=False)
     _evaluate: _Evaluate = field(repr=False, compare=False)
 
     def __call__(self, values: Values) -> Any:
@@ -49,17 +51,35 @@ class Expression:
         """
         return self._evaluate(values)
 
+    def holds(self, values: Values) -> bool:
+        """Whether the expression, as a rule, is true for these values; None is not.
 
-def parse(text: str, where: str) -> Expression:
-    """Read an expression; `where` is the file and key that its errors will name.
+        Raises
+        ------
+        ExpressionError : the result is neither true nor false, or as for a call.
+        """
+        result = self(values)
+        if result is None or isinstance(result, bool):
+            return bool(result)
+        found = f"`{_cut(self.text)}` is `{_shown(result)}`"
+        raise ExpressionError(self.where, found, "true or false is needed")
+
+
+def parse(text: str, where: str, quoting: str = IN_YAML) -> Expression:
+    """Read an expression.
+
+    Parameters
+    ----------
+    where : the file and key, or the option, that its errors will name.
+    quoting : the hint with text that is no expression: how to quote one where it is written.
 
     Raises
     ------
     ExpressionError : the text is not an expression, or uses what the grammar leaves out.
     """
     compiler = _Compiler(text.strip(), where)
-    evaluate = compiler.compile(compiler.tree(), 0)
-    return Expression(compiler.text, frozenset(compiler.names), evaluate)
+    evaluate = compiler.compile(compiler.tree(quoting), 0)
+    return Expression(compiler.text, frozenset(compiler.names), where, evaluate)
 
 
 class _Operation(NamedTuple):
@@ -134,6 +154,10 @@ def _shown(*values: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 class _Compiler:
     """Turns one expression's text into one closure, and words its errors."""
 
@@ -142,10 +166,9 @@ class _Compiler:
         self.names: set[str] = set()
 
     def error(self, found: str, allowed: str = "", hint: str = "") -> ExpressionError:
-        text = self.text if len(self.text) <= 80 else self.text[:77] + "..."
-        return ExpressionError(self.where, f"`{text}`: {found}", allowed, hint)
+        return ExpressionError(self.where, f"`{_cut(self.text)}`: {found}", allowed, hint)
 
-    def tree(self) -> ast.expr:
+    def tree(self, quoting: str) -> ast.expr:
         if len(self.text) > MAX_LENGTH:
             raise self.error(f"{len(self.text)} characters", f"at most {MAX_LENGTH}")
         try:
@@ -155,8 +178,7 @@ class _Compiler:
         except (MemoryError, RecursionError):
             raise self.error(*_TOO_DEEP) from None
         except (SyntaxError, ValueError) as error:  # ValueError: a null byte, a lone surrogate
-            hint = "in YAML, an expression with a comma, a colon or a # needs quotes around it"
-            raise self.error("not an expression", _GRAMMAR, hint) from error
+            raise self.error("not an expression", _GRAMMAR, quoting) from error
 
     def compile(self, node: ast.expr, depth: int) -> _Evaluate:
         """The closure of a node, `depth` levels below the top."""

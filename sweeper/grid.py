@@ -106,7 +106,7 @@ class _Expander:
         if self.grid.derive or self.grid.exclude:
             scope = _derive(self.grid.derive, flat, self.absent)
             for i, rule in enumerate(self.grid.exclude):
-                if _matches(rule, i, scope):
+                if rule.holds(scope):
                     self.removed[i] += 1
                     return
         self._keep(
@@ -152,15 +152,6 @@ def _derive(rules: Mapping[str, Expression], flat: Flat, absent: Flat) -> Flat:
             coerce(key, value, str)
             scope = _scope(flat, absent)
     return scope
-
-
-def _matches(rule: Expression, i: int, scope: Flat) -> bool:
-    value = rule(scope)
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    raise ExpressionError(
-        f"exclude[{i}]", f"`{rule.text}` is `{shown(value)}`", "true or false is needed"
-    )
 
 
 # --- which names there are --------------------------------------------------------------------

@@ -80,6 +80,12 @@ def test_nothing_left_to_analyse_says_why(sweep):
         select(open_store(sweep), "seed == 77")
 
 
+def test_a_where_that_is_neither_true_nor_false_is_refused(sweep):
+    with pytest.raises(ExpressionError) as caught:
+        select(open_store(sweep), "seed")
+    assert str(caught.value) == "--where: `seed` is `0`; true or false is needed"
+
+
 def test_a_misspelt_name_in_where_is_refused_with_the_nearest(sweep):
     with pytest.raises(ExpressionError) as caught:
         select(open_store(sweep), "model.nam == 'fc'")
