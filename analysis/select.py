@@ -15,6 +15,13 @@ from sweeper.store import Store
 ROWS = ("trial_id", "snapshot", "step", "epoch", "accuracy", "loss")
 UNTRAINED = 0.1  # final training error above which a network has not learnt its training set
 
+_IN_SHELL = "in a shell, put double quotes around the expression and single ones around its strings"
+_NOTHING_LEFT = {  # what to do about trials that are left out for a reason, the likeliest first
+    "incomplete": "`sweeper resume DIR` completes them",
+    "untrained": "without `--exclude-untrained` they are analysed",
+    "not selected": "`--where` has to hold for some of them",
+}
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -94,7 +101,7 @@ def _leave_out(trials: pd.DataFrame, condition: pd.Series[bool], reason: str) ->
 
 
 def _holds(trials: pd.DataFrame, where: str) -> pd.Series[bool]:
-    expression = parse(where, "--where")
+    expression = parse(where, "--where", quoting=_IN_SHELL)
     records = trials.drop(columns="left_out").reset_index().to_dict("records")
     results = [expression.holds({str(k): _plain(v) for k, v in row.items()}) for row in records]
     return pd.Series(results, index=trials.index, dtype=bool)
@@ -125,12 +132,12 @@ def _untrained(trials: pd.DataFrame) -> pd.Series[bool]:
 def _nothing_left(store: Store, trials: pd.DataFrame) -> AnalysisError:
     counts = trials["left_out"].value_counts()
     found = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    unfinished = "incomplete" in counts
+    hint = next((hint for reason, hint in _NOTHING_LEFT.items() if reason in counts), "")
     return AnalysisError(
         str(store.path),
         f"nothing to analyse: {found} of {len(trials)} trials",
         "at least one complete trial",
-        "`sweeper resume DIR` completes them" if unfinished else "select fewer with `--where`",
+        hint,
     )
 
 

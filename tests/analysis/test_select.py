@@ -80,10 +80,35 @@ def test_nothing_left_to_analyse_says_why(sweep):
         select(open_store(sweep), "seed == 77")
 
 
+@pytest.mark.parametrize(
+    ("where", "exclude_untrained", "hint"),
+    [
+        ("seed == 77", False, "`--where` has to hold for some of them"),
+        ("trial_id == 't9'", False, "`sweeper resume DIR` completes them"),
+        ("trial_id == 't4'", True, "without `--exclude-untrained` they are analysed"),
+    ],
+)
+def test_what_to_do_when_nothing_is_left_depends_on_why(
+    tmp_path, write_trial, where, exclude_untrained, hint
+):
+    write_trial(tmp_path, "t4", train_accuracy=0.5)
+    if "t9" in where:
+        write_trial(tmp_path, "t9", state=None)
+    with pytest.raises(AnalysisError, match="nothing to analyse") as caught:
+        select(open_store(tmp_path), where, exclude_untrained)
+    assert caught.value.hint == hint
+
+
 def test_a_where_that_is_neither_true_nor_false_is_refused(sweep):
     with pytest.raises(ExpressionError) as caught:
         select(open_store(sweep), "seed")
     assert str(caught.value) == "--where: `seed` is `0`; true or false is needed"
+
+
+def test_a_malformed_where_is_advised_about_the_shell(sweep):
+    with pytest.raises(ExpressionError, match="not an expression") as caught:
+        select(open_store(sweep), "model.name ==")
+    assert caught.value.hint.startswith("in a shell, put double quotes around")
 
 
 def test_a_misspelt_name_in_where_is_refused_with_the_nearest(sweep):
