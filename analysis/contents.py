@@ -69,7 +69,7 @@ class Contents:
         return sorted(found, key=lambda c: (c != "model.name", c == "seed"))
 
     def axis(self, k: int) -> str:
-        """The name of axis k (from 1), with the share it adds, time-like ones marked."""
+        """The name of axis k (from 1), time-like ones marked."""
         value = self.spectrum["eigenvalues"][k - 1]
         return f"PC {k}" + (" (time-like)" if value < 0 else "")
 
