@@ -18,12 +18,13 @@ import contextlib
 import functools
 import json
 import math
+import operator
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -138,13 +139,14 @@ class Distances:
         n_tiles = math.ceil(self.tiling.M / self.tiling.tile)
         return np.concatenate([self._references(i) for i in range(n_tiles)], axis=1)
 
-    def __getitem__(self, key: tuple[slice | int, slice | int]) -> Array:
+    def __getitem__(self, key: tuple[slice | SupportsIndex, slice | SupportsIndex]) -> Array:
         """A block, float32.
 
         Raises
         ------
-        AnalysisError : a tile of it is not computed yet. HoleError : a finished tile is absent.
-        StoreError : a finished tile is damaged.
+        AnalysisError : a tile of it is not computed yet, or `key` is no pair of slices of step 1
+            or integers within M. HoleError : a finished tile is absent. StoreError : a finished
+            tile is damaged.
         """
         if not isinstance(key, tuple) or len(key) != 2:
             raise AnalysisError("D", f"index `{key}`", "a pair of slices or indices")
@@ -154,7 +156,7 @@ class Distances:
             for j, columns in self._overlaps(spans[1]):
                 here = (_shifted(rows, spans[0].start), _shifted(columns, spans[1].start))
                 block[here] = self._part(i, j, rows, columns)
-        return block[tuple(0 if isinstance(index, int) else slice(None) for index in key)]
+        return block[tuple(slice(None) if isinstance(index, slice) else 0 for index in key)]
 
     def _overlaps(self, span: slice) -> Iterator[tuple[int, slice]]:
         """The tiles a span of rows touches, and which of its rows are theirs."""
@@ -216,15 +218,22 @@ def _read_chunk(array: Any, selection: Any, where: str) -> Array:
         ) from error
 
 
-def _span(index: slice | int, size: int) -> slice:
-    if isinstance(index, int):
-        if not -size <= index < size:
-            raise AnalysisError("D", f"index `{index}`", f"0 to {size - 1}")
-        return slice(index % size, index % size + 1)
-    start, stop, step = index.indices(size)
+def _span(index: slice | SupportsIndex, size: int) -> slice:
+    try:
+        if not isinstance(index, slice):
+            return _row(operator.index(index), size)
+        start, stop, step = index.indices(size)
+    except (TypeError, ValueError):  # such as a list, a float, a step of 0
+        raise AnalysisError("D", f"index `{index}`", "a slice or an integer") from None
     if step != 1:
         raise AnalysisError("D", f"a step of `{step}`", "slices of step 1")
     return slice(start, max(start, stop))
+
+
+def _row(index: int, size: int) -> slice:
+    if not -size <= index < size:
+        raise AnalysisError("D", f"index `{index}`", f"0 to {size - 1}")
+    return slice(index % size, index % size + 1)
 
 
 def _shifted(span: slice, start: int) -> slice:

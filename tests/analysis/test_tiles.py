@@ -69,6 +69,8 @@ def test_only_tiles_on_and_above_the_diagonal_are_computed(tmp_path):
         (slice(-2, None), 3),
         (4, 9),
         (-1, 0),
+        (np.int64(1), 2),
+        (slice(np.int32(2), np.int64(9)), np.uint8(10)),
     ],
 )
 def test_any_block_is_that_of_the_full_symmetric_matrix(path, key):
@@ -210,6 +212,9 @@ def test_a_newer_format_is_refused(path):
         (3, "D: index `3`; a pair of slices or indices"),
         ((11, 0), "D: index `11`; 0 to 10"),
         ((slice(None, None, 2), 0), "D: a step of `2`; slices of step 1"),
+        (([1, 2], slice(None)), "D: index `[1, 2]`; a slice or an integer"),
+        ((0, 1.0), "D: index `1.0`; a slice or an integer"),
+        ((slice("t0", None), 0), "D: index `slice('t0', None, None)`; a slice or an integer"),
     ],
 )
 def test_an_index_that_is_no_block_is_refused(path, key, message):
