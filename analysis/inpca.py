@@ -23,6 +23,7 @@ from sweeper.errors import AnalysisError
 
 Float64 = npt.NDArray[np.float64]
 
+COMPONENTS = 10
 DENSE = 1024  # snapshots up to which all eigenpairs are computed, in 3 seconds at most
 PAIRS = 64  # eigenpairs computed at least, so that the bound certifies the first ten or so
 RESIDENT = 2 << 30  # bytes of float32 distances that are kept in memory
@@ -109,7 +110,7 @@ def explained_stress(eigenvalues: Float64, frobenius_norm: float) -> Float64:
     return np.asarray(1 - np.sqrt(np.clip(1 - explained, 0.0, 1.0)))
 
 
-def inpca(D: Matrix, n_components: int = 10) -> InPCA:
+def inpca(D: Matrix, n_components: int | None = None) -> InPCA:
     """Embed a symmetric matrix of distances.
 
     W is never formed: ARPACK (`which="LM"`) applies it as centre, multiply by D, centre. D is read
@@ -119,7 +120,7 @@ def inpca(D: Matrix, n_components: int = 10) -> InPCA:
     Parameters
     ----------
     D : (M, M) symmetric and finite, an array or an object that gives ``D[i0:i1, j0:j1]``.
-    n_components : axes to keep, 1 to M.
+    n_components : axes to keep, 1 to M; by default 10, or M where there are fewer points.
 
     Raises
     ------
@@ -129,6 +130,7 @@ def inpca(D: Matrix, n_components: int = 10) -> InPCA:
     """
     operator = _Centred(D)
     M = operator.M
+    n_components = min(COMPONENTS, M) if n_components is None else n_components
     if not 1 <= n_components <= M:
         raise AnalysisError(
             "n_components", f"`{n_components}`", f"1 to {M}, the number of snapshots"

@@ -19,7 +19,7 @@ import pandas as pd
 from analysis import fill as filling
 from analysis.bhattacharyya import COEFFICIENT_FLOOR
 from analysis.blocks import DistanceBlocks
-from analysis.inpca import InPCA, inpca
+from analysis.inpca import COMPONENTS, InPCA, inpca
 from analysis.provenance import provenance, read_document, read_table, write_document, write_table
 from analysis.select import Selection, select
 from analysis.tiles import DISTANCES, TILE, Tiling, open_distances
@@ -29,8 +29,6 @@ from sweeper.store.reader import PREDICTIONS
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
-
-COMPONENTS = 10
 
 
 def distances(

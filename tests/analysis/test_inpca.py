@@ -190,6 +190,13 @@ def test_more_components_than_snapshots_are_refused(k):
     assert str(caught.value) == f"n_components: `{k}`; 1 to 5, the number of snapshots"
 
 
+@pytest.mark.parametrize(("M", "k"), [(2, 2), (9, 9), (10, 10), (11, 10)])
+def test_by_default_there_are_ten_components_or_as_many_as_snapshots(M, k):
+    assert inpca(indefinite(M)).coordinates.shape == (M, k)
+    with pytest.raises(AnalysisError, match=f"n_components: `{M + 1}`"):
+        inpca(indefinite(M), M + 1)
+
+
 def test_distances_that_do_not_fit_cannot_be_projected():
     found = inpca(indefinite(5), 2)
     with pytest.raises(AnalysisError, match="distances to 5 snapshots"):
