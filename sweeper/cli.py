@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,20 +176,19 @@ def _make_plan(
     grid: Path, sweep_dir: Path | None, set_: list[str] | None, max_trials: int, allow_empty: bool
 ) -> tuple[Expansion, Plan, SweepDir, str]:
     """Expand the grid and plan it against what its directory holds; also the grid's text."""
-    from sweeper.grid import expand, load_grid
+    from sweeper.grid import expand, load_grid, text_of
 
     loaded = load_grid(grid, set_ or ())
     expansion = expand(loaded, max_trials=max_trials, allow_empty_exclude=allow_empty)
     folder = SweepDir(sweep_dir or Path("runs") / expansion.name)
     made = _plan_of(expansion.trials, folder, str(grid))
-    text = "".join(f"# --set {item}\n" for item in set_ or ()) + grid.read_text(encoding="utf-8")
-    return expansion, made, folder, text
+    return expansion, made, folder, text_of(loaded, set_ or ())
 
 
 def _plan_of(trials: tuple[Trial, ...], folder: SweepDir, where: str = "") -> Plan:
     """The plan of these trials, each of them known to be buildable."""
-    from sweeper.plan import make_plan
-    from sweeper.schedule.driver import complete_ids
+    from sweeper.plan import check_stored, make_plan
+    from sweeper.schedule.driver import complete_trials
     from sweeper.train import check
     from sweeper.trial import size_of
 
@@ -197,7 +197,12 @@ def _plan_of(trials: tuple[Trial, ...], folder: SweepDir, where: str = "") -> Pl
             check(trial.config)
         except SweeperError as error:
             raise error.within(f"{where}: trial {trial.trial_id}".lstrip(": ")) from error
-    return make_plan(trials, complete_ids(folder), size_of)
+    complete = complete_trials(folder)
+    check_stored(trials, complete)
+    others = complete.keys() - {trial.trial_id for trial in trials}
+    if others:
+        _say(f"{folder.path}: {len(others)} complete trials are not in this plan; they stay stored")
+    return make_plan(trials, complete, size_of)
 
 
 def _drive(folder: SweepDir, made: Plan, asked: Launch, executor: ExecutorName, yes: bool) -> None:
@@ -277,13 +282,25 @@ def _plan_fields(expansion: Expansion, made: Plan, folder: SweepDir) -> dict[str
         "n_todo": len(made.todo),
         "n_product": expansion.n_product,
         "n_duplicates": expansion.n_duplicates,
-        "axes": dict(expansion.axes),
+        "axes": {label: len(values) for label, values in expansion.axes},
         "excluded": dict(expansion.excluded),
         "n_snapshots": made.n_snapshots,
         "n_bytes": made.n_bytes,
         "n_files": made.n_files,
         "seconds": _estimate(made, folder),
     }
+
+
+def _values(values: Sequence[Any]) -> str:
+    """How many, and the first few, as YAML would have them."""
+    shown = [_value(value) for value in values[:6]]
+    return f"{len(values)}: " + ", ".join(shown + ["..."] * (len(values) > len(shown)))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {item}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value)
 
 
 def _estimate(made: Plan, folder: SweepDir) -> float | None:
@@ -299,7 +316,7 @@ def _print_plan(grid: Path, expansion: Expansion, made: Plan, folder: SweepDir) 
     from sweeper.display import duration
 
     print(f"{grid}: {len(made.trials):,} trials of {expansion.n_product:,} combinations")
-    rows = [(f"  axis {label}", f"{n} values") for label, n in expansion.axes]
+    rows = [(f"  axis {label}", _values(values)) for label, values in expansion.axes]
     rows += [(f"  exclude {rule}", f"-{n:,}") for rule, n in expansion.excluded]
     if expansion.n_duplicates:
         rows.append(("  duplicates folded", f"-{expansion.n_duplicates:,}"))
@@ -349,15 +366,16 @@ def _print_report(report: Report) -> None:
 
 def main() -> None:
     """Run the command line; every error a user can act on ends in two lines and its exit code."""
-    # Plug-ins are importable from where `sweeper` is started, but hide nothing that is installed.
-    sys.path.append(os.getcwd())
     try:
+        # Plug-ins are importable from where `sweeper` is started, but hide nothing installed.
+        sys.path.append(os.getcwd())
         app()
     except SweeperError as error:
         _fail(str(error), error.hint, error.exit_code)
     except OSError as error:
         where = error.filename or "input or output"
-        _fail(f"{where}: {error.strerror or error}", "", SweeperError.exit_code)
+        hint = "check that the path is right, may be written, and has room"
+        _fail(f"{where}: {error.strerror or error}", hint, SweeperError.exit_code)
 
 
 def _fail(message: str, hint: str, code: int) -> None:

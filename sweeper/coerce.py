@@ -33,9 +33,11 @@ def coerce(key: str, value: Any, kind: Any) -> Any:
                 return coerce(key, value, option)
             except ConfigError:
                 continue
-    elif origin is tuple:
-        if isinstance(value, (list, tuple)):
-            return tuple(coerce(f"{key}[{i}]", item, arguments[0]) for i, item in enumerate(value))
+    elif origin in (tuple, list):
+        kinds = _items(arguments, value)
+        if kinds is not None:
+            pairs = enumerate(zip(value, kinds, strict=True))
+            return tuple(coerce(f"{key}[{i}]", item, inner) for i, (item, inner) in pairs)
     elif kind in (bool, str, types.NoneType):
         if isinstance(value, kind):
             return value
@@ -45,6 +47,15 @@ def coerce(key: str, value: Any, kind: Any) -> Any:
         return float(value) + 0.0  # -0.0 is 0.0
     hint = nearest(value, arguments) if isinstance(value, str) and origin is typing.Literal else ""
     raise ConfigError(key, f"`{_shown(value)}`", f"{in_words(kind)} is needed", hint)
+
+
+def _items(arguments: tuple[Any, ...], value: Any) -> list[Any] | None:
+    """The type of each item of a list, None when `value` is no list of that length."""
+    if not isinstance(value, (list, tuple)):
+        return None
+    if len(arguments) == 1 or arguments[1:] == (Ellipsis,):
+        return [arguments[0]] * len(value)
+    return list(arguments) if len(arguments) == len(value) else None
 
 
 def _is_number(value: Any) -> bool:
@@ -68,8 +79,10 @@ def in_words(kind: Any) -> str:
         return "one of " + ", ".join(f"`{item}`" for item in arguments)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(in_words(item) for item in arguments)
-    if origin is tuple:
-        return f"a list, each item {in_words(arguments[0])},"
+    if origin in (tuple, list):
+        fixed = origin is tuple and Ellipsis not in arguments
+        length = f" of {len(arguments)}" if fixed and len(arguments) > 1 else ""
+        return f"a list{length}, each item {in_words(arguments[0])},"
     names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a name"}
     return names.get(kind, "null" if kind is types.NoneType else str(kind))
 

@@ -14,110 +14,30 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 from sweeper.coerce import coerce, in_range, in_words
 from sweeper.errors import ConfigError, nearest
 from sweeper.registry import Entry, entry, is_plug_in
+from sweeper.sections import (
+    RECORD_SCHEDULES,
+    AugmentConfig,
+    DataConfig,
+    InitConfig,
+    ModelConfig,
+    OptimConfig,
+    Options,
+    RecordConfig,
+    RegularizeConfig,
+    number,
+)
 
 # Changing any default, here or of a registry entry, renames trials: it needs a new version and
 # an `upgrade` step (tests/sweeper/test_config.py pins every default).
 SCHEMA_VERSION = 1
 
-RECORD_SCHEDULES = ("epoch", "log", "manifold")
-
-Options = tuple[tuple[str, Any], ...]
 Flat = dict[str, Any]
-
-
-def _number(
-    default: Any = MISSING,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A numeric field with its range; required when it has no default."""
-    bounds = {"at_least": at_least, "above": above, "below": below}
-    return field(
-        **({} if default is MISSING else {"default": default}),
-        metadata={key: value for key, value in bounds.items() if value is not None},
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The data set; `options` are those of the registry entry `name`."""
-
-    name: str
-    options: Options = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The architecture; `options` are those of the registry entry `name`."""
-
-    name: str
-    options: Options = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """The factor on the learning rate, evaluated at every step."""
-
-    name: str = "constant"
-    warmup_epochs: float = _number(0.0, at_least=0)  # linear from 0, before the schedule proper
-    options: Options = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """The optimizer, its peak learning rate and the number of samples in a step."""
-
-    name: str
-    lr: float = _number(above=0)
-    batch_size: int = _number(128, at_least=1)
-    schedule: ScheduleConfig = ScheduleConfig()
-    options: Options = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegularizeConfig:
-    """What is added to the loss or the network against overfitting."""
-
-    weight_decay: float = _number(0.0, at_least=0)
-    dropout: float = _number(0.0, at_least=0, below=1)  # probability of dropping a unit
-    label_smoothing: float = _number(0.0, at_least=0, below=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """The random transformation of every training batch."""
-
-    name: str = "none"
-    options: Options = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class InitConfig:
-    """How the weights are drawn before training."""
-
-    name: str = "torch"
-    options: Options = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordConfig:
-    """When predictions are recorded, and what of the training set.
-
-    `schedule` is `epoch`, `log`, `manifold` or a list of epochs (fractions allowed); the moment
-    before training and the last one are always recorded. `train` is `none`, `metrics` (loss and
-    accuracy on the clean training set) or `predictions` (stored as well).
-    """
-
-    schedule: str | tuple[float, ...] = "epoch"
-    train: typing.Literal["none", "metrics", "predictions"] = "metrics"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,20 +56,20 @@ class TrialConfig:
     augment: AugmentConfig = AugmentConfig()
     init: InitConfig = InitConfig()
     record: RecordConfig = RecordConfig()
-    epochs: int = _number(at_least=1, below=10**7)  # the record schedule lists them
+    epochs: int = number(at_least=1, below=10**7)  # the record schedule lists them
     precision: typing.Literal["float32"] = "float32"
-    seed: int = _number(0, at_least=0, below=2**63)
+    seed: int = number(0, at_least=0, below=2**63)
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Any]) -> TrialConfig:
         """Validate a flat mapping of dotted names and fill in the defaults."""
         check_keys(flat)
         remaining = dict(flat)
-        config = _build(cls, "", remaining)
+        config: TrialConfig = _build(cls, "", remaining)
         if remaining:
             raise _inapplicable(next(iter(remaining)), flat)
         _check_together(config)
-        return typing.cast("TrialConfig", config)
+        return dataclasses.replace(config, record=_canonical(config.record))
 
     def to_flat(self) -> Flat:
         """Every field and option by its dotted name, defaults included; tuples as lists."""
@@ -352,6 +272,14 @@ def _inapplicable(key: str, flat: Mapping[str, Any]) -> ConfigError:
         f"allowed: {', '.join(known)}",
         nearest(key, known),
     )
+
+
+def _canonical(record: RecordConfig) -> RecordConfig:
+    """One spelling of a list of epochs: ascending, once each, without 0, which always is one."""
+    if isinstance(record.schedule, str):
+        return record
+    epochs = sorted({epoch for epoch in record.schedule if epoch > 0})
+    return dataclasses.replace(record, schedule=tuple(epochs))
 
 
 def _check_together(config: TrialConfig) -> None:

@@ -36,11 +36,13 @@ class SweeperError(Exception):
     """
 
     exit_code = 2
+    usual_hint = ""  # where nothing more particular is known
 
     def __init__(self, where: str, found: str, allowed: str = "", hint: str = "") -> None:
         # All four go to Exception.args, so that the error survives pickling across processes.
         super().__init__(where, found, allowed, hint)
-        self.where, self.found, self.allowed, self.hint = where, found, allowed, hint
+        self.where, self.found, self.allowed = where, found, allowed
+        self.hint = hint or self.usual_hint
 
     def __str__(self) -> str:
         return f"{self.where}: {self.found}" + (f"; {self.allowed}" if self.allowed else "")
@@ -53,13 +55,19 @@ class SweeperError(Exception):
 class ConfigError(SweeperError):
     """A trial's configuration is not one that can be run."""
 
+    usual_hint = "`sweeper plan GRID` checks every trial of a grid and runs nothing"
+
 
 class ExpressionError(SweeperError):
     """An expression in `derive`, `exclude` or `--where` is not allowed or fails."""
 
+    usual_hint = "an expression is like `model.name == 'vit' and seed < 45`"
+
 
 class GridError(SweeperError):
     """A grid file does not describe a set of trials."""
+
+    usual_hint = "README.md shows a grid; `sweeper plan GRID` checks one and runs nothing"
 
 
 class PlanError(SweeperError):
@@ -69,9 +77,13 @@ class PlanError(SweeperError):
 class SweepDirError(SweeperError):
     """A sweep directory is missing, held by another driver, or inconsistent."""
 
+    usual_hint = "`sweeper status DIR` shows what a sweep directory holds"
+
 
 class AnalysisError(SweeperError):
     """A selection or reduction of a store cannot be made."""
+
+    usual_hint = "`sweeper analyze all DIR` runs every stage that is not up to date"
 
 
 class CheckpointError(SweeperError):
@@ -84,6 +96,7 @@ class StoreError(SweeperError):
     """A store is damaged or inconsistent."""
 
     exit_code = 5
+    usual_hint = "`sweeper verify DIR` lists all damage"
 
 
 class FormatVersionError(StoreError):

@@ -12,10 +12,10 @@ from sweeper.coerce import coerce
 from sweeper.config import Flat, TrialConfig, default_values, named_sections
 from sweeper.errors import ExpressionError, GridError, SweeperError, nearest
 from sweeper.expression import Expression
-from sweeper.grid_file import Axis, Grid, load_grid, shown
+from sweeper.grid_file import Axis, Grid, load_grid, shown, text_of
 from sweeper.registry import BUILT_IN
 
-__all__ = ["Axis", "Expansion", "Grid", "Trial", "expand", "load_grid"]
+__all__ = ["Axis", "Expansion", "Grid", "Trial", "expand", "load_grid", "text_of"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Expansion:
 
     name: str
     trials: tuple[Trial, ...]
-    axes: tuple[tuple[str, int], ...]  # label, number of values
+    axes: tuple[tuple[str, Sequence[Any]], ...]  # label, values (mappings where it has cases)
     excluded: tuple[tuple[str, int], ...]  # rule, number of trials it was the first to remove
     n_product: int
     n_duplicates: int  # folded into an earlier trial of the same identity
@@ -64,7 +64,7 @@ def expand(
     return Expansion(
         name=grid.name,
         trials=tuple(Trial(trial_id, made) for trial_id, made in expander.trials.items()),
-        axes=tuple((axis.label, len(axis.values)) for axis in grid.axes),
+        axes=tuple((axis.label, axis.values) for axis in grid.axes),
         excluded=expander.excluded,
         n_product=expander.n_product,
         n_duplicates=expander.n_duplicates,

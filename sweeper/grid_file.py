@@ -17,7 +17,7 @@ from typing import Any
 from sweeper.config import Flat, check_keys, schema, sections
 from sweeper.errors import GridError, SweeperError, nearest
 from sweeper.expression import Expression, parse
-from sweeper.yaml_file import load_mapping, read_text
+from sweeper.yaml_file import dump_mapping, load_mapping, read_text
 
 KEYS = ("name", "base", "axes", "derive", "exclude")
 NOT_YET = ("zip", "when")
@@ -76,6 +76,16 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
         )
     except SweeperError as error:
         raise error.within(str(path)) from error
+
+
+def text_of(grid: Grid, overrides: Sequence[str]) -> str:
+    """The grid as a file that gives the same trials: as written, or with `--set` in its base."""
+    text = read_text(grid.path)
+    if not overrides:
+        return text
+    document = {**load_mapping(text), "base": dict(grid.base)}
+    note = f"# {grid.path.name} with --set {' '.join(overrides)}".replace("\n", " ")
+    return f"{note}\n{dump_mapping(document)}"
 
 
 def _check_top(document: Mapping[Any, Any]) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -67,8 +68,16 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
         return None
-    needed = {"t"} if event["event"] in ("launched", "ended") else {"t", "trial"}
+    needed = {"t", *_NEEDED.get(event["event"], ("trial",))}
     return event if needed <= event.keys() else None
+
+
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+    "launched": (),
+    "ended": (),
+    "finished": ("trial", "state"),
+    "failed": ("trial", "error", "message"),
+}
 
 
 def _damaged(path: Path, offset: int, lines: list[bytes], index: int) -> SweepDirError:
@@ -121,6 +130,8 @@ class Tally:
         """Whether a line of this journal ends where the tally does."""
         if not isinstance(self.trials, dict) or self.offset <= 0:
             return False
+        if not all(_is_tallied(found) for found in self.trials.values()):
+            return False
         with journal.open("rb") as file:
             file.seek(self.offset - 1)
             return file.read(1) == b"\n"
@@ -140,6 +151,13 @@ class Tally:
     def save(self, digest: Path) -> None:
         """Replace the saved digest."""
         write_atomically(digest, json.dumps(asdict(self), separators=(",", ":")).encode())
+
+
+def _is_tallied(found: Any) -> bool:
+    """Whether this is what `Tally.add` keeps of a trial."""
+    if not isinstance(found, dict) or not {"state", "t"} <= found.keys():
+        return False
+    return found["state"] != "failed" or {"error", "message"} <= found.keys()
 
 
 _TALLIED = ("t", "attempt", "seconds", "kind", "error", "message")

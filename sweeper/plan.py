@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -73,6 +73,31 @@ def make_plan(
     return Plan(ordered, todo, tuple(size_of(trial.config) for trial in ordered))
 
 
+def check_stored(trials: Iterable[Trial], stored: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a trial that is stored under its id with other values.
+
+    An id leaves out what equals a default, and no schema version pins a plug-in's defaults.
+
+    Parameters
+    ----------
+    stored : the flat configuration of each complete trial, by id.
+
+    Raises
+    ------
+    PlanError : naming the trial and what differs.
+    """
+    for trial in trials:
+        there = stored.get(trial.trial_id, {})
+        for key, value in trial.config.to_flat().items():
+            if key in there and there[key] != value:
+                raise PlanError(
+                    f"trial {trial.trial_id}: {key}",
+                    f"`{value}`, but the store holds this trial with `{there[key]}`",
+                    "one default for an option in a sweep",
+                    f"a plug-in's default has changed: set `{key}` in the grid",
+                )
+
+
 def plug_in_hashes(trials: Iterable[Trial]) -> dict[str, str]:
     """The source hash of every import path that the trials name."""
     names = {name for trial in trials for name in trial.config.plug_ins()}
@@ -113,7 +138,16 @@ def read_plan(path: Path) -> tuple[Trial, ...]:
         TrialConfig.from_flat(upgrade(json.loads(text), version))
         for version, text in zip(*_read_columns(path, ["schema", "config"]), strict=True)
     )
-    return tuple(Trial(config.trial_id, config) for config in configs)
+    trials = tuple(Trial(config.trial_id, config) for config in configs)
+    for trial, planned in zip(trials, planned_ids(path), strict=True):
+        if trial.trial_id != planned:
+            raise SweepDirError(
+                str(path),
+                f"trial {planned} would be {trial.trial_id} by now",
+                "the defaults that it was planned with",
+                "a plug-in's default has changed: launch with the grid file again",
+            )
+    return trials
 
 
 def planned_ids(path: Path) -> list[str]:

@@ -59,7 +59,8 @@ def read_status(folder: SweepDir) -> Status:
     tally = Tally.read(folder.status, folder.journal)
     driver = folder.driver()
     since = tally.launched["t"] if driver is not None and tally.launched else float("inf")
-    states = {trial: _state(folder, tally, trial, since) for trial in ids}
+    stored = folder.stored_trials()
+    states = {trial: _state(folder, tally, trial, since, trial in stored) for trial in ids}
     found = Counter(states.values())
     counts = {state: found[state] for state in STATES}
     rate = _rate(tally) if driver else None
@@ -75,25 +76,28 @@ def read_status(folder: SweepDir) -> Status:
     )
 
 
-def _state(folder: SweepDir, tally: Tally, trial: str, since: float) -> str:
-    """A trial's state; only what was started after `since`, by the live driver, is running."""
-    found = tally.trials.get(trial)
-    if found is None:
-        return "waiting"
-    if found["state"] in ("stopped", "lost"):
-        return "interrupted"
-    if found["state"] == "running" and found["t"] < since:
-        return _stored_state(folder, trial)
-    return str(found["state"])
+def _state(folder: SweepDir, tally: Tally, trial: str, since: float, is_stored: bool) -> str:
+    """A trial's state; only what was started after `since`, by the live driver, is running.
+
+    What is complete the store decides; the journal saves opening it where the two agree.
+    """
+    found = tally.trials.get(trial, {"state": "waiting", "t": 0.0})
+    state = {"stopped": "interrupted", "lost": "interrupted"}.get(found["state"], found["state"])
+    if state in ("complete", "diverged"):
+        return str(state) if is_stored else "waiting"
+    if state == "running" and found["t"] >= since:
+        return "running"
+    left = "interrupted" if state == "running" else str(state)
+    return _stored_state(folder, trial, left) if is_stored else left
 
 
-def _stored_state(folder: SweepDir, trial: str) -> str:
+def _stored_state(folder: SweepDir, trial: str, otherwise: str) -> str:
     """Ask the store; only for what the journal leaves open, since zarr takes half a second."""
     from sweeper.store.local import LocalObjects
     from sweeper.store.schema import sealed_key
 
     sealed = LocalObjects(folder.store).attributes(sealed_key(trial))
-    return str(sealed["state"]) if sealed else "interrupted"
+    return str(sealed["state"]) if sealed else otherwise
 
 
 def _rate(tally: Tally) -> float | None:

@@ -50,6 +50,13 @@ class SweepDir:
         folder = self.path / "checkpoints"
         return sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
 
+    def stored_trials(self) -> set[str]:
+        """The ids below the store's `trials`, nearly all of them complete; reads no metadata."""
+        try:
+            return set(os.listdir(self.store / "trials"))
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+
     def remove_checkpoints(self, trial_id: str) -> None:
         """Remove a complete trial's checkpoints."""
         folder = self.checkpoints(trial_id)
@@ -65,8 +72,9 @@ class SweepDir:
         """
         for folder in ("checkpoints", "predictions.zarr/staging", "predictions.zarr/samples"):
             sweep_partials(self.path / folder)
-        for path in self.path.glob(f"*{PARTIAL}"):
-            path.unlink(missing_ok=True)
+        for folder in ("", "predictions.zarr", "predictions.zarr/trials"):
+            for path in (self.path / folder).glob(f"*{PARTIAL}"):
+                path.unlink(missing_ok=True)
 
     def log(self, trial_id: str) -> Path:
         """A trial's own log, all attempts one after another."""
@@ -80,7 +88,7 @@ class SweepDir:
         SweepDirError : it does not exist or holds no sweep.
         """
         if not self.manifest.is_file():
-            found = "not a sweep directory" if self.path.is_dir() else "no such directory"
+            found = "not a sweep directory" if self.path.exists() else "no such directory"
             hint = "`sweeper launch GRID` makes one, by default `runs/<grid name>`"
             raise SweepDirError(str(self.path), found, "a directory with a manifest.json", hint)
         return self

@@ -57,6 +57,9 @@ def run_attempt(
     attempt = _Attempt(order, should_stop, on_progress)
     try:
         return attempt.run()
+    except SystemExit as error:  # of a plug-in; it must not end the slot and its other trials
+        attempt.log("failed\n" + traceback.format_exc())
+        raise RuntimeError(f"the trial's code asked to exit with {error.code!r}") from error
     except Exception:
         attempt.log("failed\n" + traceback.format_exc())
         raise
@@ -208,7 +211,7 @@ class _Attempt:
         path = self.folder.log(self.order.trial_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{stamp} [{os.getpid()}] {text}\n")
 
 

@@ -64,6 +64,11 @@ def load_mapping(text: str) -> dict[Any, Any]:
     return loaded
 
 
+def dump_mapping(document: dict[Any, Any]) -> str:
+    """The text that `load_mapping` reads back as the same mapping."""
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+
 def _check_events(events: Iterable[yaml.Event]) -> None:
     """Refuse whatever is not plain data, before any of it is built."""
     depth = 0

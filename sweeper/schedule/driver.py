@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from sweeper.attempt import CHECKPOINT_SECONDS, Order, Outcome, Progress
-from sweeper.config import SCHEMA_VERSION, TrialConfig, upgrade
+from sweeper.config import SCHEMA_VERSION, Flat, TrialConfig, upgrade
 from sweeper.durable import write_atomically
 from sweeper.errors import SweepDirError
 from sweeper.grid import Trial
@@ -56,19 +56,18 @@ class Counts:
         return self.n_complete + self.n_diverged + self.n_failed
 
 
-def complete_ids(folder: SweepDir) -> set[str]:
-    """The ids, in today's schema, of the trials that the store holds complete."""
+def complete_trials(folder: SweepDir) -> dict[str, Flat]:
+    """The trials that the store holds complete: configurations by id, both in today's schema."""
     if not folder.store.is_dir():
-        return set()
+        return {}
     store = open_store(folder.store)
-    found = set()
+    found = {}
     for label in store.complete_ids():
         attributes = store.trial_attributes(label)
-        if attributes["schema"] == SCHEMA_VERSION:
-            found.add(label)
-        else:
-            config = upgrade(attributes["config"], attributes["schema"])
-            found.add(TrialConfig.from_flat(config).trial_id)
+        config = upgrade(attributes["config"], attributes["schema"])
+        if attributes["schema"] != SCHEMA_VERSION:
+            label = TrialConfig.from_flat(config).trial_id
+        found[label] = config
     return found
 
 
@@ -145,7 +144,7 @@ def _sweep(folder: SweepDir) -> set[str]:
     """Remove what crashes left behind; returns the ids of the trials that are complete."""
     objects = create_store(folder.store)
     folder.sweep()
-    complete = complete_ids(folder)
+    complete = set(complete_trials(folder))
     left_over = {*objects.names("staging"), *folder.checkpointed()}
     for trial_id in left_over & complete:
         sweep_sealed(objects, trial_id)

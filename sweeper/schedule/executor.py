@@ -10,6 +10,8 @@ from sweeper.attempt import Order, Outcome, Progress
 from sweeper.errors import SweeperError
 from sweeper.schedule.retry import classify
 
+MESSAGE_LENGTH = 500  # characters of an error that the journal and the display carry
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -23,9 +25,15 @@ class Failure:
     @classmethod
     def of(cls, trial_id: str, error: BaseException) -> Failure:
         """The failure that `error` is."""
-        text = str(error).strip()
+        try:
+            text = str(error).strip()
+        except Exception:  # a plug-in's own exception may fail even at this
+            text = "its message cannot be shown"
         if isinstance(error, SweeperError) and error.hint:
             text = f"{text} (hint: {error.hint})"
+        text = text.encode("utf-8", "backslashreplace").decode()
+        if len(text) > MESSAGE_LENGTH:
+            text = f"{text[:MESSAGE_LENGTH]} … (the rest is in the trial's log)"
         return cls(trial_id, classify(error), type(error).__name__, text)
 
 

@@ -60,6 +60,7 @@ class TuneExecutor:
             import ray
 
             ray.init(
+                address="local",
                 num_cpus=self.n_slots * self._threads,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -205,11 +206,11 @@ def _quiet(scratch: Path) -> Iterator[None]:
         sys.stdout = sys.stderr = sink
         try:
             yield
-        except SweeperError:
+        except (SweeperError, OSError):  # of the driver, not of Ray
             raise
         except Exception as error:
             tail = talk.read_text(errors="replace").strip().splitlines()[-15:]
-            hint = "\n".join(["Ray's last words:", *tail])
+            hint = "\n".join(["Ray's last words:", *tail]) if tail else ""
             raise SweeperError("ray", f"{type(error).__name__}: {error}", hint=hint) from error
         finally:
             sys.stdout, sys.stderr = streams

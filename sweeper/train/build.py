@@ -8,9 +8,9 @@ import torch
 from torch import Generator, nn
 from torch.optim import Optimizer
 
-from sweeper.config import DataConfig, InitConfig, ModelConfig, OptimConfig
 from sweeper.errors import ConfigError
 from sweeper.registry import entry
+from sweeper.sections import DataConfig, InitConfig, ModelConfig, OptimConfig
 from sweeper.train.data import describe
 from sweeper.train.plug_in import call
 from sweeper.train.randomness import seed_of

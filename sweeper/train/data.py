@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sweeper.config import DataConfig
 from sweeper.errors import ConfigError
+from sweeper.sections import DataConfig
 from sweeper.train.plug_in import call
 
 

@@ -12,16 +12,16 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from sweeper.config import (
+from sweeper.config import TrialConfig
+from sweeper.errors import ConfigError
+from sweeper.sections import (
     AugmentConfig,
     DataConfig,
     InitConfig,
     ModelConfig,
     OptimConfig,
     ScheduleConfig,
-    TrialConfig,
 )
-from sweeper.errors import ConfigError
 from sweeper.train.build import build_model, build_optimizer, draw_weights
 from sweeper.train.data import describe
 from sweeper.train.length import steps_per_epoch

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from sweeper.config import ScheduleConfig
 from sweeper.errors import ConfigError
 from sweeper.registry import entry
+from sweeper.sections import ScheduleConfig
 from sweeper.train.plug_in import naming
 
 

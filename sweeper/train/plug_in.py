@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sweeper.config import Options
 from sweeper.errors import ConfigError
 from sweeper.registry import entry
+from sweeper.sections import Options
 
 _SECTIONS = {"schedule": "optim.schedule"}
 

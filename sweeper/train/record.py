@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 
-from sweeper.config import RecordConfig
+from sweeper.sections import RecordConfig
 
 
 def record_steps(record: RecordConfig, epochs: int, steps_per_epoch: int) -> tuple[int, ...]:

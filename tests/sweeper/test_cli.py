@@ -17,6 +17,7 @@ import pytest
 
 from sweeper import __version__
 from sweeper.cli import main
+from sweeper.grid import expand, load_grid, text_of
 from sweeper.store import open_store
 
 GRID = """\
@@ -120,6 +121,20 @@ def test_plan_counts_trials_and_changes_nothing(here, grid: Path):
     assert tree(grid.parent) == before
 
 
+def test_plan_shows_the_values_of_each_axis(here, grid: Path):
+    shown = here("plan", grid).stdout
+    assert re.search(r"axis model.name +2: fc, cnn\n", shown)
+    assert re.search(r"axis seed +2: 0, 1\n", shown)
+
+
+def test_the_grid_that_is_kept_gives_the_trials_that_were_asked_for(here, grid: Path):
+    loaded = load_grid(grid, ["optim.lr=0.25", "record.train=none"])
+    kept = grid.with_name("kept.yaml")
+    kept.write_text(text_of(loaded, ["optim.lr=0.25", "record.train=none"]))
+    assert expand(load_grid(kept)).trials == expand(loaded).trials
+    assert text_of(load_grid(grid), ()) == GRID
+
+
 def test_launch_again_runs_nothing_and_an_extended_grid_only_what_is_new(tmp_path: Path):
     small, large = tmp_path / "grid.yaml", tmp_path / "larger.yaml"
     small.write_text(GRID.replace("[0, 2]", "[0, 1]"))
@@ -217,11 +232,11 @@ def test_a_changed_plug_in_is_refused_unless_allowed(tmp_path: Path):
 
 
 def test_a_grid_of_another_name_is_refused_in_a_directory_that_holds_a_sweep(
-    here, finished: Path, tmp_path: Path
+    finished: Path, tmp_path: Path
 ):
     (tmp_path / "other.yaml").write_text(GRID.replace("name: small", "name: other"))
     before = (finished / "manifest.json").read_bytes()
-    done = here("launch", tmp_path / "other.yaml", "--sweep-dir", finished, "-y")
+    done = sweeper("launch", tmp_path / "other.yaml", "--sweep-dir", finished, "-y")
     assert "holds the sweep `small`" in fails(done)
     assert (finished / "manifest.json").read_bytes() == before
 
@@ -282,7 +297,7 @@ def fails(done: Done | subprocess.CompletedProcess, code: int = 2) -> str:
     """Assert the house's form of an error; returns its text."""
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert re.search(r"^error: ", done.stderr, re.MULTILINE), done.stderr
+    assert re.search(r"^error: .+\n\nhint: .", done.stderr, re.MULTILINE), done.stderr
     return done.stderr
 
 

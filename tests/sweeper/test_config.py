@@ -13,6 +13,7 @@ from sweeper import config, registry
 from sweeper.coerce import coerce
 from sweeper.config import TrialConfig, content_id, default_values, schema, upgrade
 from sweeper.errors import ConfigError
+from sweeper.sections import RECORD_SCHEDULES
 
 REQUIRED = {
     "data.name": "digits",
@@ -62,7 +63,7 @@ def forget():
         ),
         ({"model.widths": [32, 16], "regularize.dropout": 0.5}, "t0dad2d9a8be7"),
         ({"record.schedule": "manifold", "record.train": "predictions"}, "t85bd5c903577"),
-        ({"record.schedule": [0, 0.25, 1, 5]}, "t63f8e6657f23"),
+        ({"record.schedule": [0, 0.25, 1, 5]}, "t4987fe68a924"),
         (
             {
                 "model.name": "vit",
@@ -268,7 +269,8 @@ FLATS = st.fixed_dictionaries(
         "augment.name": st.sampled_from(["none", "shift"]),
         "init.name": st.sampled_from(["torch", "kaiming", "normal"]),
         "record.schedule": st.one_of(
-            st.sampled_from(config.RECORD_SCHEDULES), st.lists(st.floats(0, 1), max_size=5)
+            st.sampled_from(RECORD_SCHEDULES),
+            st.lists(st.floats(1e-9, 1), max_size=5, unique=True).map(sorted),
         ),
         "record.train": st.sampled_from(["none", "metrics", "predictions"]),
         "seed": st.integers(0, 2**63 - 1),
@@ -484,3 +486,19 @@ def test_a_plug_in_that_fails_while_imported_is_refused(tmp_path, monkeypatch):
     error = refusal({"model.name": "broken_entries:build"})
     assert error.where == "model.name"
     assert "ZeroDivisionError" in error.found
+
+
+def test_a_list_of_epochs_has_one_spelling():
+    spellings = ([1, 2], [2, 1], [0, 1, 2], [1, 1, 2.0])
+    assert len({make({"record.schedule": given}).trial_id for given in spellings}) == 1
+
+
+@pytest.mark.parametrize("kind", [list[int], tuple[int, ...]])
+def test_lists_of_any_length_are_taken_as_tuples(kind):
+    assert coerce("key", [1, 2.0, 3], kind) == (1, 2, 3)
+
+
+def test_a_list_of_another_length_is_refused():
+    assert coerce("key", [0.9, 1], tuple[float, float]) == (0.9, 1.0)
+    with pytest.raises(ConfigError, match="a list of 2, each item a finite number"):
+        coerce("key", [1, 2, 3], tuple[float, float])

@@ -89,7 +89,10 @@ def test_axes_are_multiplied_with_the_last_one_fastest(expanded):
     assert [(f["optim.batch_size"], f["seed"]) for f in flats(found)] == [
         *((8, 3), (8, 1), (8, 2), (4, 3), (4, 1), (4, 2)),
     ]
-    assert found.axes == (("optim.batch_size", 2), ("seed", 3))
+    assert [(label, list(values)) for label, values in found.axes] == [
+        ("optim.batch_size", [8, 4]),
+        ("seed", [3, 1, 2]),
+    ]
 
 
 def test_a_range_is_half_open_and_may_have_a_step(expanded):
@@ -98,9 +101,9 @@ def test_a_range_is_half_open_and_may_have_a_step(expanded):
 
 
 def test_an_axis_may_hold_lists(expanded):
-    found = expanded(axes={"model.widths": [[8], [8, 8]], "record.schedule": ["log", [0, 1]]})
+    found = expanded(axes={"model.widths": [[8], [8, 8]], "record.schedule": ["log", [0, 2, 1, 1]]})
     assert [f["model.widths"] for f in flats(found)] == [[8], [8], [8, 8], [8, 8]]
-    assert [f["record.schedule"] for f in flats(found)] == ["log", [0.0, 1.0]] * 2
+    assert [f["record.schedule"] for f in flats(found)] == ["log", [1.0, 2.0]] * 2
 
 
 def test_cases_are_relative_to_their_section_or_absolute(expanded):

@@ -54,7 +54,9 @@ def expected_states(events):
 def test_what_is_read_is_what_was_appended(tmp_path):
     path = tmp_path / "journal.jsonl"
     written = write(path, ("launched", {"n_todo": 2}), ("lost", {"trial": "t1"}))
-    written += write(path, ("failed", {"trial": "t1", "message": "two\nlines – and more"}))
+    written += write(
+        path, ("failed", {"trial": "t1", "error": "E", "message": "two\nlines – and more"})
+    )
     found = read_events(path)
     assert found.events == written
     assert (found.offset, found.torn) == (path.stat().st_size, 0)

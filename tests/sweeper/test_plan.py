@@ -8,7 +8,15 @@ import pytest
 from sweeper.config import SCHEMA_VERSION, TrialConfig
 from sweeper.errors import PlanError, SweepDirError
 from sweeper.grid import Trial
-from sweeper.plan import Size, make_plan, planned_ids, plug_in_hashes, read_plan, write_plan
+from sweeper.plan import (
+    Size,
+    check_stored,
+    make_plan,
+    planned_ids,
+    plug_in_hashes,
+    read_plan,
+    write_plan,
+)
 
 REQUIRED = {
     "data.name": "digits",
@@ -111,3 +119,13 @@ def test_the_sources_of_plug_ins_are_hashed_once_each(tmp_path, monkeypatch):
     hashes = plug_in_hashes([*TRIALS, *theirs])
     assert list(hashes) == ["planned_models:build"]
     assert plug_in_hashes(TRIALS) == {}
+
+
+def test_a_trial_stored_with_another_value_under_its_id_is_refused():
+    trial = make_trial()
+    stored = {trial.trial_id: trial.config.to_flat()}
+    check_stored([trial], stored)
+    check_stored([trial], {trial.trial_id: {}})
+    with pytest.raises(PlanError, match=r"the store holds this trial with `7`") as caught:
+        check_stored([trial], {trial.trial_id: stored[trial.trial_id] | {"epochs": 7}})
+    assert "set `epochs` in the grid" in caught.value.hint

@@ -37,6 +37,8 @@ def journal(folder, *events):
     with Journal(folder.journal) as writer:
         for event, fields in events:
             writer.append(event, **fields)
+            if event == "finished":
+                (folder.store / "trials" / fields["trial"]).mkdir(parents=True)
 
 
 def started(index):
@@ -181,3 +183,23 @@ def test_a_damaged_sweep_is_an_error_that_names_the_file(folder, damage):
     with pytest.raises(SweepDirError) as caught:
         read_status(folder)
     assert caught.value.where.startswith(str(folder.path))
+
+
+def test_a_trial_that_was_removed_from_the_store_waits_again(folder):
+    journal(folder, LAUNCHED, finished(0), finished(1))
+    (folder.store / "trials" / IDS[1]).rmdir()
+    assert counts(folder) == {"complete": 1, "waiting": 5}
+
+
+def test_a_failed_event_without_its_error_is_no_event(folder):
+    journal(folder, LAUNCHED, ("failed", {"trial": IDS[0]}))
+    with pytest.raises(SweepDirError, match="line 2 is not an event"):
+        read_status(folder)
+
+
+def test_a_digest_with_anything_else_in_the_place_of_a_trial_is_ignored(folder):
+    journal(folder, LAUNCHED, finished(0))
+    tally = Tally.read(folder.status, folder.journal)
+    tally.trials[IDS[1]] = 3
+    tally.save(folder.status)
+    assert counts(folder) == {"complete": 1, "waiting": 5}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sweeper import trial as trial_module
 from sweeper.attempt import Order, Outcome, Progress
 from sweeper.grid import Trial
 from sweeper.plan import make_plan
-from sweeper.schedule.driver import Counts, Launch, complete_ids, drive
+from sweeper.schedule.driver import Counts, Launch, complete_trials, drive
+from sweeper.schedule.executor import MESSAGE_LENGTH, Failure
 from sweeper.schedule.local import LocalExecutor
 from sweeper.schedule.retry import classify
 from sweeper.sweep_dir import SweepDir
@@ -19,7 +22,7 @@ from sweeper.trial import run_attempt, size_of
 
 
 def go(folder: SweepDir, trials: list[Trial], runner: Callable[..., Outcome]) -> Counts:
-    plan = make_plan(trials, complete_ids(folder), size_of)
+    plan = make_plan(trials, complete_trials(folder), size_of)
     return drive(folder, plan, Launch("x", "name: x\n"), LocalExecutor(runner), lambda *_: None)
 
 
@@ -96,3 +99,35 @@ def test_temporary_files_are_swept_but_not_those_of_an_analysis(
 )
 def test_errors_fall_into_their_failure_class(error: Exception, kind: str):
     assert classify(error) == kind
+
+
+class _MuteError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("x" * 10_000), "the rest is in the trial's log"),
+        (ValueError("a lone \udc80 surrogate"), "a lone \\udc80 surrogate"),
+        (_MuteError(), "its message cannot be shown"),
+    ],
+)
+def test_any_message_can_be_carried(error: Exception, said: str):
+    message = Failure.of("t1", error).message
+    assert said in message
+    assert len(message.encode()) < 2 * MESSAGE_LENGTH
+
+
+def test_a_trial_that_asks_to_exit_fails_like_any_other(
+    tmp_path: Path, make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+):
+    def leave(*_: object, **__: object) -> None:
+        sys.exit(3)
+
+    monkeypatch.setattr(trial_module, "train", leave)
+    folder = SweepDir(tmp_path / "sweep")
+    counts = go(folder, [make_trial(seed=0), make_trial(seed=1)], run_attempt)
+    assert counts.n_failed == 2
+    assert "asked to exit with 3" in folder.journal.read_text()

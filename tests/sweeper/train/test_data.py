@@ -8,8 +8,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from sweeper.config import DataConfig
 from sweeper.errors import ConfigError
+from sweeper.sections import DataConfig
 from sweeper.train.data import DataSet, Splits, _agrees, describe, load
 
 DIGITS = DataConfig(name="digits")

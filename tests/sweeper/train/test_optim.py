@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sweeper.config import ScheduleConfig
 from sweeper.errors import ConfigError
+from sweeper.sections import ScheduleConfig
 from sweeper.train.optim import adam, adamw, lr_factor, sgd, sgd_nesterov
 
 LR, DECAY = 0.1, 0.01

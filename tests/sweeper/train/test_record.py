@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeper.config import RecordConfig
+from sweeper.sections import RecordConfig
 from sweeper.train.record import record_steps
 
 SCHEDULES = st.one_of(
