@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +20,10 @@ from analysis.tiles import (
     finished,
     record_of,
     tile_name,
+    unfinished,
     write_tile,
 )
-from sweeper.durable import crash_point, sweep_partials, write_atomically
+from sweeper.durable import crash_point, sweep_partials, sync_folder, write_atomically
 from sweeper.errors import AnalysisError, StoreError
 
 Map = Callable[[Callable[[Tile], dict[str, Any]], Iterable[Tile]], Iterable[dict[str, Any]]]
@@ -49,8 +51,9 @@ def fill(
     """Compute and store every tile that is not there yet, whole and undamaged.
 
     One process calls this for a path at a time; `map` may compute tiles in other processes that
-    see the same folder. Durable tile by tile, and idempotent. A matrix that is about something
-    else, or a folder that holds no matrix, is replaced.
+    see the same folder. Durable tile by tile, and idempotent. What else is at `path`, such as a
+    matrix about something else, stays there until the last tile is finished: the new matrix grows
+    beside it, in `tiles.unfinished(path)`, and then takes its place.
 
     Parameters
     ----------
@@ -68,24 +71,29 @@ def fill(
     ------
     StoreError, HoleError : from `blocks`, when predictions are damaged or absent.
     """
-    sweep_partials(path)
-    done = undamaged(path, tiling, about)
+    _recover(path)
+    place, done = path, undamaged(path, tiling, about)
     if done is None:
-        create(path, tiling, about)
-    else:
-        describe(path, tiling, about)
-    done = done or {}
-    write_atomically(record_of(path), b"".join(_line(entry) for entry in done.values()))
+        place = unfinished(path)
+        done = undamaged(place, tiling, about)
+    if done is None:
+        create(place, tiling, about)
+        done = {}
+    sweep_partials(place)
+    write_atomically(record_of(place), b"".join(_line(entry) for entry in done.values()))
     missing = [tile for tile in tiling.upper() if tile_name(tile) not in done]
     progress(len(done), len(done) + len(missing))
-    task = functools.partial(_compute, path, blocks, tiling)
-    with record_of(path).open("ab") as record:
+    task = functools.partial(_compute, place, blocks, tiling)
+    with record_of(place).open("ab") as record:
         for count, entry in enumerate(map(task, missing), start=len(done) + 1):
             record.write(_line(entry))
             record.flush()
             os.fsync(record.fileno())
             crash_point("tile")
             progress(count, len(done) + len(missing))
+    describe(place, tiling, about)  # what is left out may differ, though the tiles do not
+    if place != path:
+        _publish(place, path)
     return len(missing)
 
 
@@ -121,3 +129,30 @@ def _compute(path: Path, blocks: Blocks, tiling: Tiling, tile: Tile) -> Record:
 
 def _line(entry: Record) -> bytes:
     return json.dumps(entry).encode() + b"\n"
+
+
+def _publish(made: Path, path: Path) -> None:
+    """Move a finished matrix to `path`, in the place of what is there.
+
+    No rename replaces a folder that is not empty, so the previous one is moved out of the way
+    first; `_recover` moves it back if this process is killed before the second move.
+    """
+    if path.exists():
+        path.rename(_previous(path))
+        crash_point("publish")
+    made.rename(path)
+    sync_folder(path.parent)
+    _recover(path)
+
+
+def _recover(path: Path) -> None:
+    """Move back what a killed `_publish` moved out of the way, or remove it if it was replaced."""
+    previous = _previous(path)
+    if previous.exists() and path.exists():
+        shutil.rmtree(previous)
+    elif previous.exists():
+        previous.rename(path)
+
+
+def _previous(path: Path) -> Path:
+    return path.parent / f"{path.stem}.previous{path.suffix}"

@@ -52,10 +52,11 @@ def distances(
     for line in _summary(selection):
         say(line)
     path, table = folder / DISTANCES, folder / "snapshots.parquet"
-    write_table(table, selection.rows, about)
     M = len(selection.rows)
     blocks = DistanceBlocks(store.path, selection.rows, selection.split)
     computed = filling.fill(path, blocks, Tiling(M, min(M, TILE)), about, progress=progress)
+    # The rows come second: until they are those of the matrix, readers refuse the two.
+    write_table(table, selection.rows, about)
     if not computed:
         say("distances: unchanged")
     return [path, table]

@@ -9,7 +9,8 @@
       references/              (2, M) float64: distances of truth and of ignorance to each snapshot
 
 A tile is written and fsynced, then recorded as finished by `analysis.fill`. What is recorded can be
-relied upon, or is refused by name.
+relied upon, or is refused by name. A matrix grows in `distances.unfinished.zarr` and replaces the
+previous one when its last tile is finished; until then the disk holds both.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import contextlib
 import functools
 import json
 import math
-import operator
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -32,6 +32,7 @@ import zarr
 import zarr.codecs
 
 from analysis.provenance import read_table
+from analysis.spans import shifted, span_of
 from sweeper.durable import sync_folder, write_atomically
 from sweeper.errors import AnalysisError, FormatVersionError, HoleError, StoreError
 from sweeper.store.local import DurableStore
@@ -46,6 +47,7 @@ FORMAT = 1
 TILE = 1024  # snapshots on a side: 4 MiB, and little is repeated when a run is killed
 DISTANCES = "distances.zarr"
 _FIRST = "run `sweeper analyze distances DIR` first"
+_ON = "run `sweeper analyze distances DIR` again: it goes on where it stopped"
 _AGAIN = "run `sweeper analyze distances DIR` again: it computes what is absent or damaged"
 
 
@@ -78,10 +80,11 @@ def open_distances(path: str | Path) -> Distances:
 
     Raises
     ------
-    AnalysisError : there is none. StoreError : it is damaged, or of a newer format.
+    AnalysisError : there is none, or not all of it yet. StoreError : it is damaged, or of a newer
+        format.
     """
     inside = Path(path) / "analysis" / DISTANCES
-    return Distances(inside if inside.is_dir() else Path(path))
+    return Distances(inside if inside.parent.is_dir() else Path(path))
 
 
 class Distances:
@@ -94,7 +97,7 @@ class Distances:
     def __init__(self, path: Path) -> None:
         attributes = attributes_of(path)
         if attributes is None or "analysis_format" not in attributes:
-            raise AnalysisError(str(path), "no distances here", hint=_FIRST)
+            raise _absent(path)
         if attributes["analysis_format"] > FORMAT:
             raise FormatVersionError(
                 str(path),
@@ -150,11 +153,11 @@ class Distances:
         """
         if not isinstance(key, tuple) or len(key) != 2:
             raise AnalysisError("D", f"index `{key}`", "a pair of slices or indices")
-        spans = [_span(index, self.tiling.M) for index in key]
+        spans = [span_of(index, self.tiling.M) for index in key]
         block = np.empty([span.stop - span.start for span in spans], np.float32)
         for i, rows in self._overlaps(spans[0]):
             for j, columns in self._overlaps(spans[1]):
-                here = (_shifted(rows, spans[0].start), _shifted(columns, spans[1].start))
+                here = (shifted(rows, spans[0].start), shifted(columns, spans[1].start))
                 block[here] = self._part(i, j, rows, columns)
         return block[tuple(slice(None) if isinstance(index, slice) else 0 for index in key)]
 
@@ -170,7 +173,7 @@ class Distances:
             return self._part(j, i, columns, rows).T
         if (i, j) in self._checked:
             return np.asarray(self._d[rows, columns])
-        here = (_shifted(rows, i * self.tiling.tile), _shifted(columns, j * self.tiling.tile))
+        here = (shifted(rows, i * self.tiling.tile), shifted(columns, j * self.tiling.tile))
         return self.check((i, j))[here]
 
     def check(self, tile: Tile) -> Array:
@@ -207,6 +210,14 @@ class Distances:
         return values
 
 
+def _absent(path: Path) -> AnalysisError:
+    n_tiles = len(finished(unfinished(path)))
+    if not n_tiles:
+        return AnalysisError(str(path), "no distances here", hint=_FIRST)
+    found = f"no distances here yet, {n_tiles} tiles of them are computed"
+    return AnalysisError(str(path), found, hint=_ON)
+
+
 def _read_chunk(array: Any, selection: Any, where: str) -> Array:
     try:
         return np.asarray(array[selection])
@@ -216,28 +227,6 @@ def _read_chunk(array: Any, selection: Any, where: str) -> Array:
         raise StoreError(
             where, f"damaged ({error})", "bytes that match their checksum", _AGAIN
         ) from error
-
-
-def _span(index: slice | SupportsIndex, size: int) -> slice:
-    try:
-        if not isinstance(index, slice):
-            return _row(operator.index(index), size)
-        start, stop, step = index.indices(size)
-    except (TypeError, ValueError):  # such as a list, a float, a step of 0
-        raise AnalysisError("D", f"index `{index}`", "a slice or an integer") from None
-    if step != 1:
-        raise AnalysisError("D", f"a step of `{step}`", "slices of step 1")
-    return slice(start, max(start, stop))
-
-
-def _row(index: int, size: int) -> slice:
-    if not -size <= index < size:
-        raise AnalysisError("D", f"index `{index}`", f"0 to {size - 1}")
-    return slice(index % size, index % size + 1)
-
-
-def _shifted(span: slice, start: int) -> slice:
-    return slice(span.start - start, span.stop - start)
 
 
 # --- writing ------------------------------------------------------------------------------
@@ -290,6 +279,11 @@ def write_tile(path: Path, tile: Tile, values: Array, references: Array | None) 
         _open(path, "references", "r+")[:, rows] = references
         entry["references"] = _crc32(np.asarray(references, dtype=np.float64))
     return entry
+
+
+def unfinished(path: Path) -> Path:
+    """Where the matrix grows that is to be at `path`."""
+    return path.parent / f"{path.stem}.unfinished{path.suffix}"
 
 
 # --- files ----------------------------------------------------------------------------------

@@ -201,6 +201,24 @@ def test_a_damaged_table_is_made_again(analysed):
     stages.report(analysed)
 
 
+def test_a_failed_analysis_leaves_the_previous_one_as_it_was(analysed):
+    stages.report(analysed)
+    folder = analysed / "analysis"
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    [chunk] = (analysed / "predictions.zarr" / "trials" / "t3").rglob("log_probs/c.*")
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 4
+    chunk.write_bytes(data)
+    with pytest.raises(StoreError, match="t3"):
+        stages.distances(analysed, "model.name == 'vit'")
+    assert {path: path.read_bytes() for path in before} == before
+    assert list(open_distances(analysed).snapshots["trial_id"].unique()) == ["t0", "t1", "t2", "t3"]
+    said: list[str] = []
+    stages.embed(analysed, say=said.append)
+    stages.report(analysed, say=said.append)
+    assert said == ["inpca: unchanged", "report: unchanged"]
+
+
 def test_no_store_and_a_store_without_a_sweep_are_refused(sweep, tmp_path):
     with pytest.raises(MissingStoreError):
         stages.distances(tmp_path / "nothing")

@@ -120,20 +120,56 @@ fill(Path(sys.argv[1]), Blocks(), TILING, ABOUT)
 """
 
 
-@pytest.mark.parametrize(("crash_at", "left"), [("tile:3", TILES[3:]), ("tile-data:3", TILES[2:])])
-def test_a_run_killed_after_three_tiles_goes_on_where_it_stopped(tmp_path, crash_at, left):
-    path, here = tmp_path / "d", Path(__file__).parent
+def fill_until_killed(path: Path, crash_at: str) -> None:
     environment = {**os.environ, "SWEEPER_CRASH_AT": crash_at}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    script = KILLED.format(folder=str(here))
+    script = KILLED.format(folder=str(Path(__file__).parent))
     killed = subprocess.run([sys.executable, "-c", script, str(path)], env=environment)
     assert killed.returncode == -signal.SIGKILL
-    first = r"{}\.{}".format(*left[0])
-    with pytest.raises(AnalysisError, match=f"tile {first}: not computed yet"):
-        open_distances(path)[:, :]
+
+
+@pytest.mark.parametrize(("crash_at", "left"), [("tile:3", TILES[3:]), ("tile-data:3", TILES[2:])])
+def test_a_run_killed_after_three_tiles_goes_on_where_it_stopped(tmp_path, crash_at, left):
+    path = tmp_path / "d"
+    fill_until_killed(path, crash_at)
+    with pytest.raises(AnalysisError) as caught:
+        open_distances(path)
+    n_tiles = len(TILES) - len(left)
+    assert f"{path}: no distances here yet, {n_tiles} tiles of them" in str(caught.value)
+    assert caught.value.hint.startswith("run `sweeper analyze distances DIR` again")
     blocks = Blocks()
     fill(path, blocks, TILING, ABOUT)
     assert blocks.asked == left
+    assert np.array_equal(open_distances(path)[:, :], EXPECTED.astype(np.float32))
+
+
+PREVIOUS = {**ABOUT, "fingerprint": "two"}
+
+
+def test_the_previous_matrix_is_read_until_the_last_tile_of_the_next_is_finished(tmp_path):
+    path = tmp_path / "d"
+    fill(path, Blocks(), TILING, PREVIOUS)
+    fill_until_killed(path, "tile:5")
+    found = open_distances(path)
+    assert found.about["fingerprint"] == "two"
+    assert np.array_equal(found[:, :], EXPECTED.astype(np.float32))
+    blocks = Blocks()
+    fill(path, blocks, TILING, ABOUT)
+    assert blocks.asked == TILES[5:]
+    assert open_distances(path).about["fingerprint"] == "one"
+    assert [child.name for child in tmp_path.iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize("about", [ABOUT, PREVIOUS])
+def test_a_run_killed_between_the_two_renames_loses_neither_matrix(tmp_path, about):
+    path = tmp_path / "d"
+    fill(path, Blocks(), TILING, PREVIOUS)
+    fill_until_killed(path, "publish")
+    with pytest.raises(AnalysisError, match="no distances here yet, 6 tiles of them"):
+        open_distances(path)
+    blocks = Blocks()
+    assert fill(path, blocks, TILING, about) == 0
+    assert open_distances(path).about == about
     assert np.array_equal(open_distances(path)[:, :], EXPECTED.astype(np.float32))
 
 
