@@ -66,9 +66,12 @@ def all_stages(
     components: Components = None,
 ) -> None:
     """Run distances, inpca and report; what is unchanged is skipped."""
-    distances(directory, where, exclude_untrained)
-    inpca(directory, components)
-    report(directory)
+    from analysis import stages
+
+    with stages.alone(directory):
+        distances(directory, where, exclude_untrained)
+        inpca(directory, components)
+        report(directory)
 
 
 def _print(paths: Iterable[Path]) -> None:

@@ -5,13 +5,17 @@
     predictions.zarr ─distances→ distances.zarr, snapshots.parquet
                      ─embed→     embedding.parquet, references.parquet, inpca.json
                      ─report→    report.html, figures/*.png
+
+One process at a time is at work on a sweep's artifacts; a second one is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,6 +24,7 @@ from analysis import fill as filling
 from analysis.bhattacharyya import COEFFICIENT_FLOOR
 from analysis.blocks import DistanceBlocks
 from analysis.inpca import COMPONENTS, InPCA, inpca
+from analysis.lock import locked
 from analysis.provenance import provenance, read_document, read_table, write_document, write_table
 from analysis.select import Selection, select
 from analysis.tiles import DISTANCES, TILE, Tiling, open_distances
@@ -29,8 +34,32 @@ from sweeper.store.reader import PREDICTIONS
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
+@contextlib.contextmanager
+def alone(sweep_dir: Path) -> Iterator[None]:
+    """Hold the artifacts of a sweep, as every stage does, through several stages.
+
+    Raises
+    ------
+    AnalysisError : another process analyses this sweep. MissingStoreError : there is no store.
+    """
+    with locked(_folder(sweep_dir)):
+        yield
+
+
+def _alone(stage: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
+    @functools.wraps(stage)
+    def run(sweep_dir: Path, /, *args: P.args, **options: P.kwargs) -> T:
+        with alone(sweep_dir):
+            return stage(sweep_dir, *args, **options)
+
+    return run
+
+
+@_alone
 def distances(
     sweep_dir: Path,
     where: str | None = None,
@@ -62,6 +91,7 @@ def distances(
     return [path, table]
 
 
+@_alone
 def embed(
     sweep_dir: Path, n_components: int | None = None, say: Say = lambda message: None
 ) -> list[Path]:
@@ -98,6 +128,7 @@ def embed(
     return [*tables, document]
 
 
+@_alone
 def report(sweep_dir: Path, say: Say = lambda message: None) -> list[Path]:
     """Draw the embedding: one HTML page and the figures as PNG.
 
