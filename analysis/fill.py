@@ -23,7 +23,7 @@ from analysis.tiles import (
     unfinished,
     write_tile,
 )
-from sweeper.durable import crash_point, sweep_partials, sync_folder, write_atomically
+from sweeper.durable import crash_point, remove_partials, sync_folder, write_atomically
 from sweeper.errors import AnalysisError, StoreError
 
 Map = Callable[[Callable[[Tile], dict[str, Any]], Iterable[Tile]], Iterable[dict[str, Any]]]
@@ -79,7 +79,7 @@ def fill(
     if done is None:
         create(place, tiling, about)
         done = {}
-    sweep_partials(place)
+    remove_partials(place)
     write_atomically(record_of(place), b"".join(_line(entry) for entry in done.values()))
     missing = [tile for tile in tiling.upper() if tile_name(tile) not in done]
     progress(len(done), len(done) + len(missing))

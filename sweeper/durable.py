@@ -24,7 +24,7 @@ def write_atomically(path: Path, data: Bytes) -> None:
     """Replace `path` by `data`: temporary file, fsync, rename, fsync of the folder.
 
     A reader sees the old file or the new one, never a mixture; a crash can leave behind a file
-    that ends in `.partial`, which `sweep_partials` removes.
+    that ends in `.partial`, which `remove_partials` removes.
     """
     with _written_partial(path, data) as partial:
         partial.replace(path)
@@ -78,7 +78,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_partials(folder: Path) -> list[Path]:
+def remove_partials(folder: Path) -> list[Path]:
     """Remove the temporary files that a crash left anywhere below `folder`."""
     found = sorted(folder.rglob(f"*{PARTIAL}"))
     for path in found:

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from sweeper.durable import PARTIAL, sweep_partials, write_atomically
+from sweeper.durable import PARTIAL, remove_partials, write_atomically
 from sweeper.errors import SweepDirError
 
 HEARTBEAT_SECONDS = 5.0
@@ -65,13 +65,13 @@ class SweepDir:
         with contextlib.suppress(OSError):  # absent, or a late attempt just wrote
             folder.rmdir()
 
-    def sweep(self) -> None:
+    def remove_partials(self) -> None:
         """Remove the temporary files that killed drivers and workers left.
 
         Those of an analysis are left alone: it may be at work, and sweeps up after itself.
         """
         for folder in ("checkpoints", "predictions.zarr/staging", "predictions.zarr/samples"):
-            sweep_partials(self.path / folder)
+            remove_partials(self.path / folder)
         for folder in ("", "predictions.zarr", "predictions.zarr/trials"):
             for path in (self.path / folder).glob(f"*{PARTIAL}"):
                 path.unlink(missing_ok=True)

@@ -15,12 +15,12 @@ import torch
 
 from sweeper.attempt import Order, Outcome, Progress
 from sweeper.config import SCHEMA_VERSION, TrialConfig
-from sweeper.durable import crash_point, sweep_partials
+from sweeper.durable import crash_point, remove_partials
 from sweeper.errors import CheckpointError, ConfigError
 from sweeper.plan import Size
 from sweeper.store.local import LocalObjects
 from sweeper.store.schema import SampleSet, sealed_key
-from sweeper.store.seal import State, is_sealed, seal, sweep_sealed
+from sweeper.store.seal import State, is_sealed, remove_leftovers, seal
 from sweeper.store.staging import StagedTrial, owner_of
 from sweeper.store.writer import AttemptWriter, TrialHeader, attempts, create_store
 from sweeper.sweep_dir import SweepDir, environment
@@ -83,7 +83,7 @@ class _Attempt:
         config = TrialConfig.from_flat(self.order.config)
         objects = create_store(self.folder.store)
         if is_sealed(objects, self.order.trial_id):
-            found = sweep_sealed(objects, self.order.trial_id)
+            found = remove_leftovers(objects, self.order.trial_id)
             self.folder.remove_checkpoints(self.order.trial_id)
             return self._outcome(int(found["attempts"][-1]["attempt"]), found["state"], objects)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -169,7 +169,7 @@ class _Attempt:
 
     def _checkpoints(self) -> list[Path]:
         folder = self.folder.checkpoints(self.order.trial_id)
-        sweep_partials(folder)
+        remove_partials(folder)
         return list(folder.glob("*.pt"))
 
     def _save(
@@ -193,7 +193,7 @@ class _Attempt:
         for other in folder.glob("*.pt"):
             if other != path and _checkpoint_attempt(other) <= writer.attempt:
                 other.unlink(missing_ok=True)
-        crash_point("checkpoint-sweep")
+        crash_point("checkpoint-removed")
 
     # --- reports --------------------------------------------------------------------------
 

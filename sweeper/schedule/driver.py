@@ -21,7 +21,7 @@ from sweeper.journal import Journal, Tally
 from sweeper.plan import Plan, plug_in_hashes, write_plan
 from sweeper.schedule.executor import Event, Executor, Failure, Lost
 from sweeper.store import open_store
-from sweeper.store.seal import sweep_sealed
+from sweeper.store.seal import remove_leftovers
 from sweeper.store.writer import create_store
 from sweeper.sweep_dir import SweepDir, environment
 
@@ -94,7 +94,7 @@ def drive(
         hashes = plug_in_hashes(plan.trials)
         _check_name(folder, launch)
         _check_code(folder, hashes, launch)
-        complete = _sweep(folder)
+        complete = _remove_leftovers(folder)
         left = [trial for trial in plan.todo if trial.trial_id not in complete]
         todo = left[: launch.limit]
         _write_down(folder, plan, launch, hashes)
@@ -140,14 +140,14 @@ def _orders(
     ]
 
 
-def _sweep(folder: SweepDir) -> set[str]:
+def _remove_leftovers(folder: SweepDir) -> set[str]:
     """Remove what crashes left behind; returns the ids of the trials that are complete."""
     objects = create_store(folder.store)
-    folder.sweep()
+    folder.remove_partials()
     complete = set(complete_trials(folder))
     left_over = {*objects.names("staging"), *folder.checkpointed()}
     for trial_id in left_over & complete:
-        sweep_sealed(objects, trial_id)
+        remove_leftovers(objects, trial_id)
         folder.remove_checkpoints(trial_id)
     return complete
 

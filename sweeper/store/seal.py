@@ -57,7 +57,7 @@ def seal(objects: LocalObjects, trial_id: str, state: State, attempt: int) -> st
     except (StoreError, OSError):
         if not is_sealed(objects, trial_id):
             raise  # otherwise another process published meanwhile, and swept what we read
-    found = sweep_sealed(objects, trial_id)
+    found = remove_leftovers(objects, trial_id)
     return str(found["digest"])
 
 
@@ -69,14 +69,14 @@ def _publish(objects: LocalObjects, trial_id: str, state: State, attempt: int) -
     crash_point("seal-publish")
 
 
-def sweep_sealed(objects: LocalObjects, trial_id: str) -> dict[str, Any]:
+def remove_leftovers(objects: LocalObjects, trial_id: str) -> dict[str, Any]:
     """Remove what a complete trial no longer needs; returns its attributes."""
     attributes = objects.attributes(sealed_key(trial_id)) or {}
     for name in objects.names(sealed_key(trial_id)):
         if name not in (attributes["arrays"], "zarr.json"):
             objects.delete(f"{sealed_key(trial_id)}/{name}")
     objects.delete(staging_key(trial_id))
-    crash_point("seal-sweep")
+    crash_point("seal-removed")
     return attributes
 
 

@@ -37,10 +37,10 @@ CRASHES = [
     "claim:1",
     "snapshot:3",
     "checkpoint:5",
-    "checkpoint-sweep:6",
+    "checkpoint-removed:6",
     "seal-arrays:1",
     "seal-publish:1",
-    "seal-sweep:1",
+    "seal-removed:1",
     "snapshot:12",
     "journal:3",
 ]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sweeper import durable
-from sweeper.durable import sweep_partials, write_atomically, write_exclusively
+from sweeper.durable import remove_partials, write_atomically, write_exclusively
 
 WRITE_FOR_EVER = """
 import sys
@@ -119,7 +119,7 @@ def test_a_killed_writer_leaves_a_whole_file_and_partials_that_are_swept(tmp_pat
         assert len(content) == 300_000
         assert len(set(content)) == 1
         left = [other for other in path.parent.iterdir() if other != path]
-        assert sorted(left) == sweep_partials(tmp_path)
+        assert sorted(left) == remove_partials(tmp_path)
         assert list(path.parent.iterdir()) == [path]
         path.unlink()
 
@@ -128,8 +128,8 @@ def test_only_partials_are_swept(tmp_path):
     (tmp_path / "a").mkdir()
     for name in ("x", "x.partially", "a/y.0.partial"):
         (tmp_path / name).write_text("")
-    assert sweep_partials(tmp_path) == [tmp_path / "a/y.0.partial"]
-    assert sweep_partials(tmp_path / "absent") == []
+    assert remove_partials(tmp_path) == [tmp_path / "a/y.0.partial"]
+    assert remove_partials(tmp_path / "absent") == []
     assert {path.name for path in tmp_path.iterdir()} == {"a", "x", "x.partially"}
 
 

@@ -255,7 +255,7 @@ def test_a_sweep_in_progress_does_not_make_a_trial_look_shorter(tiny, monkeypatc
     def half_swept(self, trial_id):
         if not is_sealed(tiny.objects, trial):
             with monkeypatch.context() as patch:
-                patch.setattr(sealing, "sweep_sealed", lambda objects, key: {"digest": ""})
+                patch.setattr(sealing, "remove_leftovers", lambda objects, key: {"digest": ""})
                 seal(tiny.objects, trial, "complete", 1)
             (tiny.path / f"staging/{trial}/1/test/log_probs/c.3.0.0").unlink()
         return find(self, trial_id)

@@ -206,7 +206,7 @@ def test_a_late_attempt_changes_nothing_after_sealing(tiny):
 
 @pytest.mark.parametrize(
     ("step", "is_published"),
-    [("seal-arrays", False), ("seal-publish", True), ("seal-sweep", True)],
+    [("seal-arrays", False), ("seal-publish", True), ("seal-removed", True)],
 )
 def test_a_seal_killed_at_any_step_is_finished_by_the_next_one(
     tiny, make_tiny, tmp_path, step, is_published
