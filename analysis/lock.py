@@ -18,12 +18,14 @@ _held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder, made if absent, as its only writer; who holds it may hold it again inside.
 
-    The kernel's file lock on `folder/lock` decides, so that a killed analysis blocks no other.
+    The kernel's file lock on `folder/lock` decides, so that a killed analysis blocks no other. A
+    folder that was made for nothing, because what is done inside raised, is removed again.
 
     Raises
     ------
     AnalysisError : another process or thread holds it.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     place = folder.resolve()
     if place in _held.get():
@@ -35,12 +37,19 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise _taken(folder, file.read()) from None
+        if os.fstat(file.fileno()).st_nlink == 0:  # its holder removed it as we opened it
+            raise _taken(folder, "")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         token = _held.set(_held.get() | {place})
         try:
             yield
+        except BaseException:
+            if made and os.listdir(folder) == ["lock"]:
+                (folder / "lock").unlink()
+                folder.rmdir()
+            raise
         finally:
             _held.reset(token)
 

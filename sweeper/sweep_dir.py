@@ -68,7 +68,7 @@ class SweepDir:
     def remove_partials(self) -> None:
         """Remove the temporary files that killed drivers and workers left.
 
-        Those of an analysis are left alone: it may be at work, and sweeps up after itself.
+        Those of an analysis are left alone: it may be at work, and removes its own.
         """
         for folder in ("checkpoints", "predictions.zarr/staging", "predictions.zarr/samples"):
             remove_partials(self.path / folder)

@@ -56,7 +56,7 @@ def seal(objects: LocalObjects, trial_id: str, state: State, attempt: int) -> st
             _publish(objects, trial_id, state, attempt)
     except (StoreError, OSError):
         if not is_sealed(objects, trial_id):
-            raise  # otherwise another process published meanwhile, and swept what we read
+            raise  # otherwise another process published meanwhile, and removed what we read
     found = remove_leftovers(objects, trial_id)
     return str(found["digest"])
 
