@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import json
@@ -92,7 +93,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what a launch of GRID would run. Changes nothing."""
-    expansion, made, folder, _ = _make_plan(grid, sweep_dir, set_, max_trials, allow_empty_exclude)
+    with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints is no part of the plan
+        expansion, made, folder, _ = _make_plan(
+            grid, sweep_dir, set_, max_trials, allow_empty_exclude
+        )
     if as_json:
         _print_json(_plan_fields(expansion, made, folder))
     else:

@@ -121,6 +121,24 @@ def test_plan_counts_trials_and_changes_nothing(here, grid: Path):
     assert tree(grid.parent) == before
 
 
+def test_what_a_plug_in_prints_is_no_part_of_the_plan(
+    here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "talkative.py").write_text(
+        "from torch import nn\n"
+        "print('imported')\n"
+        "def build(shape, n_classes):\n"
+        "    print('built')\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes))\n"
+    )
+    (tmp_path / "grid.yaml").write_text(GRID.replace("[fc, cnn]", "['talkative:build']"))
+    monkeypatch.chdir(tmp_path)
+    done = here("plan", "grid.yaml", "--json")
+    assert json.loads(done.stdout)["n_trials"] == 2
+    assert "imported" in done.stderr
+    assert "built" in done.stderr
+
+
 def test_plan_shows_the_values_of_each_axis(here, grid: Path):
     shown = here("plan", grid).stdout
     assert re.search(r"axis model.name +2: fc, cnn\n", shown)
