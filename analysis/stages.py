@@ -30,7 +30,7 @@ from analysis.select import Selection, select
 from analysis.tiles import DISTANCES, TILE, Tiling, open_distances
 from sweeper.errors import AnalysisError, StoreError
 from sweeper.store import Store, open_store
-from sweeper.store.reader import PREDICTIONS
+from sweeper.sweep_dir import PREDICTIONS
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]

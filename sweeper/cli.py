@@ -17,6 +17,7 @@ import typer
 
 import sweeper
 from analysis.cli import app as analyze_app
+from sweeper.attempt import CHECKPOINT_SECONDS
 from sweeper.errors import SweeperError
 from sweeper.sweep_dir import SweepDir
 
@@ -112,7 +113,7 @@ def launch(
     limit: Limit = None,
     max_trials: MaxTrials = 100_000,
     allow_empty_exclude: AllowEmpty = False,
-    checkpoint_every: CheckpointEvery = 60.0,
+    checkpoint_every: CheckpointEvery = CHECKPOINT_SECONDS,
     allow_code_change: AllowCodeChange = False,
     yes: Yes = False,
 ) -> None:
@@ -131,7 +132,7 @@ def resume(
     directory: Dir,
     executor: ExecutorOption = ExecutorName.tune,
     limit: Limit = None,
-    checkpoint_every: CheckpointEvery = 60.0,
+    checkpoint_every: CheckpointEvery = CHECKPOINT_SECONDS,
     allow_code_change: AllowCodeChange = False,
     yes: Yes = False,
 ) -> None:

@@ -21,6 +21,8 @@ from typing import IO, Any
 from sweeper.durable import PARTIAL, remove_partials, write_atomically
 from sweeper.errors import SweepDirError
 
+PREDICTIONS = "predictions.zarr"  # a sweep directory's store
+
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # a heartbeat older than this, from another host, is a dead driver's
 
@@ -37,7 +39,7 @@ class SweepDir:
         self.manifest = self.path / "manifest.json"
         self.journal = self.path / "journal.jsonl"
         self.status = self.path / "status.json"
-        self.store = self.path / "predictions.zarr"
+        self.store = self.path / PREDICTIONS
         self.analysis = self.path / "analysis"
         self._lock = self.path / "driver.lock"
 
@@ -70,10 +72,10 @@ class SweepDir:
 
         Those of an analysis are left alone: it may be at work, and removes its own.
         """
-        for folder in ("checkpoints", "predictions.zarr/staging", "predictions.zarr/samples"):
-            remove_partials(self.path / folder)
-        for folder in ("", "predictions.zarr", "predictions.zarr/trials"):
-            for path in (self.path / folder).glob(f"*{PARTIAL}"):
+        for folder in (self.path / "checkpoints", self.store / "staging", self.store / "samples"):
+            remove_partials(folder)
+        for folder in (self.path, self.store, self.store / "trials"):
+            for path in folder.glob(f"*{PARTIAL}"):
                 path.unlink(missing_ok=True)
 
     def log(self, trial_id: str) -> Path:

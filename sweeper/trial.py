@@ -19,7 +19,7 @@ from sweeper.durable import crash_point, remove_partials
 from sweeper.errors import CheckpointError, ConfigError
 from sweeper.plan import Size
 from sweeper.store.local import LocalObjects
-from sweeper.store.schema import SampleSet, sealed_key
+from sweeper.store.schema import SampleSet
 from sweeper.store.seal import State, is_sealed, remove_leftovers, seal
 from sweeper.store.staging import StagedTrial, owner_of
 from sweeper.store.writer import AttemptWriter, TrialHeader, attempts, create_store
@@ -85,7 +85,8 @@ class _Attempt:
         if is_sealed(objects, self.order.trial_id):
             found = remove_leftovers(objects, self.order.trial_id)
             self.folder.remove_checkpoints(self.order.trial_id)
-            return self._outcome(int(found["attempts"][-1]["attempt"]), found["state"], objects)
+            attempt = int(found["attempts"][-1]["attempt"])
+            return self._outcome(attempt, found["state"], found["digest"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         header = _header(self.order, config, device)
         return self._record(objects, config, header, device)
@@ -121,7 +122,7 @@ class _Attempt:
                 saved = now
             if stop:
                 self.log(f"stopped at step {moment.step}")
-                return self._outcome(writer.attempt, "stopped", objects)
+                return self._outcome(writer.attempt, "stopped", None)
             if now - reported >= 1:
                 self._report(writer.attempt, moment.step, n_steps, device)
                 reported = now
@@ -138,7 +139,7 @@ class _Attempt:
         digest = seal(objects, self.order.trial_id, state, writer.attempt)
         self.folder.remove_checkpoints(self.order.trial_id)
         self.log(f"{state}, digest {digest[:12]}")
-        return self._outcome(writer.attempt, state, objects)
+        return self._outcome(writer.attempt, state, digest)
 
     # --- checkpoints ----------------------------------------------------------------------
 
@@ -201,10 +202,9 @@ class _Attempt:
         host = socket.gethostname()
         self.on_progress(Progress(self.order.trial_id, attempt, step, n_steps, host, str(device)))
 
-    def _outcome(self, attempt: int, state: str, objects: LocalObjects) -> Outcome:
-        found = objects.attributes(sealed_key(self.order.trial_id)) or {}
+    def _outcome(self, attempt: int, state: str, digest: str | None) -> Outcome:
         seconds = round(time.monotonic() - self.started, 3)
-        return Outcome(self.order.trial_id, attempt, state, seconds, found.get("digest"))
+        return Outcome(self.order.trial_id, attempt, state, seconds, digest)
 
     def log(self, text: str) -> None:
         """Append to the trial's log."""

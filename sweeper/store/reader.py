@@ -15,11 +15,10 @@ from sweeper.store.schema import Array, SampleSet, sealed_key, staging_key
 from sweeper.store.staging import REMEDY, StagedTrial, check_name, open_array, read_array
 from sweeper.store.table import sealed_moments, sealed_row, staged_moments, staged_row
 from sweeper.store.writer import attempts, check_format
+from sweeper.sweep_dir import PREDICTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-PREDICTIONS = "predictions.zarr"  # a sweep directory's store
 
 Selection = slice | int | Sequence[int] | Array
 T = TypeVar("T")

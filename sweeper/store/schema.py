@@ -14,7 +14,6 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 FORMAT = 1
-SPLITS = ("test", "train")
 
 # float16's largest magnitude: what a log-probability is clipped to before it is stored.
 LOG_PROB_MIN = -65504.0
