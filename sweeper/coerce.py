@@ -88,7 +88,7 @@ def in_words(kind: Any) -> str:
 
 
 def in_range(key: str, value: Any, bounds: Mapping[str, float]) -> Any:
-    """`value`, if it keeps the bounds `at_least`, `above` and `below`.
+    """`value`, if it keeps the bounds `at_least`, `at_most`, `above` and `below`, or is None.
 
     Raises
     ------
@@ -96,10 +96,11 @@ def in_range(key: str, value: Any, bounds: Mapping[str, float]) -> Any:
     """
     checks = {
         "at_least": lambda bound: value >= bound,
+        "at_most": lambda bound: value <= bound,
         "above": lambda bound: value > bound,
         "below": lambda bound: value < bound,
     }
-    if all(checks[name](bound) for name, bound in bounds.items()):
+    if value is None or all(checks[name](bound) for name, bound in bounds.items()):
         return value
     words = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
     raise ConfigError(key, f"`{_shown(value)}`", f"a number {words} is needed")

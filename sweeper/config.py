@@ -23,6 +23,7 @@ from sweeper.registry import Entry, entry, is_plug_in
 from sweeper.sections import (
     RECORD_SCHEDULES,
     AugmentConfig,
+    CornerConfig,
     DataConfig,
     InitConfig,
     ModelConfig,
@@ -57,7 +58,10 @@ class TrialConfig:
     init: InitConfig = InitConfig()
     record: RecordConfig = RecordConfig()
     epochs: int = number(at_least=1, below=10**7)  # the record schedule lists them
-    precision: typing.Literal["float32"] = "float32"
+    # Of matrix products and convolutions; weights, sums and predictions are float32 in all.
+    precision: typing.Literal["float32", "tf32", "bf16", "fp16"] = "float32"
+    channels_last: bool = False  # images in memory as height × width × channels
+    compile: bool = False  # by torch.compile
     seed: int = number(0, at_least=0, below=2**63)
 
     @classmethod
@@ -302,13 +306,45 @@ def _check_together(config: TrialConfig) -> None:
             f"`{config.optim.schedule.warmup_epochs}`",
             f"at most the {config.epochs} epochs of the trial",
         )
-    takes_dropout = "dropout" in entry("model", config.model.name).supplied
-    if config.regularize.dropout and not takes_dropout:
+    _check_supplied(config)
+    _check_idle(config)
+
+
+def _check_supplied(config: TrialConfig) -> None:
+    """Refuse what the model has no place for."""
+    supplied = entry("model", config.model.name).supplied
+    for name in ("dropout", "stochastic_depth"):
+        value = getattr(config.regularize, name)
+        if value and name not in supplied:
+            raise ConfigError(
+                f"regularize.{name}",
+                f"`{value}`, but model `{config.model.name}` takes no {name}",
+                f"0, or a model whose function has a keyword `{name}`",
+            )
+
+
+def _check_idle(config: TrialConfig) -> None:
+    """Refuse a value that nothing depends on: it would name one trial twice."""
+    made = config.data
+    uses_seed = "seed" in entry("data", made.name).supplied
+    if made.seed and not (made.subset or made.label_noise or made.shuffle_labels or uses_seed):
         raise ConfigError(
-            "regularize.dropout",
-            f"`{config.regularize.dropout}`, but model `{config.model.name}` takes no dropout",
-            "0, or a model whose function has a keyword `dropout`",
+            "data.seed",
+            f"`{made.seed}`, but nothing is drawn from it",
+            "0, unless there is a `subset`, `label_noise` or `shuffle_labels`",
         )
+    corner, idle = config.init.corner, CornerConfig()
+    if corner.fit != "subset":
+        idle = dataclasses.replace(corner, samples=0) if corner.fit == "random-labels" else idle
+        for name in ("samples", "epochs", "accuracy", "seed"):
+            if getattr(corner, name) != getattr(idle, name):
+                raise ConfigError(
+                    f"init.corner.{name}",
+                    f"`{getattr(corner, name)}`, but `init.corner.fit` is `{corner.fit}`",
+                    f"`{getattr(idle, name)}` there",
+                )
+    elif corner.samples < 1:
+        raise ConfigError("init.corner.samples", "`0`", "how many training samples to fit first")
 
 
 def upgrade(flat: Mapping[str, Any], version: int) -> Flat:

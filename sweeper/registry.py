@@ -15,7 +15,10 @@ augment     x (batch, *shape), generator            x of the same shape
 init        model, generator                        None; changes the model in place
 ==========  ======================================  ==========================================
 
-A model that takes a keyword `dropout` is given `regularize.dropout`; it is not an option.
+Some keywords are no options but are supplied where the function has them: a model's `dropout` and
+`stochastic_depth` from `regularize`, a data set's `image_size` and `seed` from `data`.
+
+`torchvision/resnet18`, `timm/…` and `torch/NAdam` name what those libraries have.
 """
 
 from __future__ import annotations
@@ -32,36 +35,83 @@ from typing import Any
 from sweeper.errors import ConfigError, nearest
 
 BUILT_IN: Mapping[str, Mapping[str, str]] = {
-    "data": {"digits": "sweeper.train.data:digits"},
+    "data": {
+        "cifar10": "sweeper.train.sources.small:cifar10",
+        "cifar100": "sweeper.train.sources.small:cifar100",
+        "digits": "sweeper.train.sources.digits:digits",
+        "fashion_mnist": "sweeper.train.sources.small:fashion_mnist",
+        "image_folder": "sweeper.train.sources.folder:image_folder",
+        "imagenet": "sweeper.train.sources.folder:imagenet",
+        "mnist": "sweeper.train.sources.small:mnist",
+        "svhn": "sweeper.train.sources.small:svhn",
+        "synthetic": "sweeper.train.sources.synthetic:synthetic",
+    },
     "model": {
+        "allcnn": "sweeper.train.models.allcnn:allcnn",
         "cnn": "sweeper.train.models.cnn:cnn",
+        "convmixer": "sweeper.train.models.convmixer:convmixer",
         "fc": "sweeper.train.models.fc:fc",
+        "residual": "sweeper.train.models.residual:residual",
         "vit": "sweeper.train.models.vit:vit",
+        "wrn": "sweeper.train.models.wrn:wrn",
+        "wrn-10-4-8": "sweeper.train.models.wrn:wrn_10_4_8",
+        "wrn-16-4-64": "sweeper.train.models.wrn:wrn_16_4_64",
     },
     "optim": {
+        "adagrad": "sweeper.train.optim:adagrad",
         "adam": "sweeper.train.optim:adam",
         "adamw": "sweeper.train.optim:adamw",
+        "rmsprop": "sweeper.train.optim:rmsprop",
         "sgd": "sweeper.train.optim:sgd",
+        "sgd-momentum": "sweeper.train.optim:sgd_momentum",
         "sgd-nesterov": "sweeper.train.optim:sgd_nesterov",
     },
     "schedule": {
-        "constant": "sweeper.train.optim:constant",
-        "cosine": "sweeper.train.optim:cosine",
+        "constant": "sweeper.train.lr:constant",
+        "cosine": "sweeper.train.lr:cosine",
+        "linear": "sweeper.train.lr:linear",
+        "one-cycle": "sweeper.train.lr:one_cycle",
+        "step": "sweeper.train.lr:step",
     },
     "augment": {
+        "color-jitter": "sweeper.train.colour:color_jitter",
+        "crop-flip": "sweeper.train.augment:crop_flip",
+        "cutout": "sweeper.train.augment:cutout",
+        "flip": "sweeper.train.augment:flip",
+        "full": "sweeper.train.augment:full",
         "none": "sweeper.train.augment:none",
+        "randaugment": "sweeper.train.policies:randaugment",
+        "resized-crop-flip": "sweeper.train.augment:resized_crop_flip",
         "shift": "sweeper.train.augment:shift",
+        "trivialaugment": "sweeper.train.policies:trivialaugment",
     },
     "init": {
+        "checkpoint": "sweeper.train.init:checkpoint",
         "kaiming": "sweeper.train.init:kaiming",
         "normal": "sweeper.train.init:normal",
+        "orthogonal": "sweeper.train.init:orthogonal",
+        "perturbed": "sweeper.train.init:perturbed",
         "torch": "sweeper.train.init:torch_default",
+        "uniform": "sweeper.train.init:uniform",
         "xavier": "sweeper.train.init:xavier",
     },
 }
 
+# `prefix/name`: everything of another library, by its name there. Each is a function from that
+# name to an entry's function.
+FAMILIES: Mapping[str, Mapping[str, str]] = {
+    "model": {
+        "timm": "sweeper.train.models.timm:timm_model",
+        "torchvision": "sweeper.train.models.torchvision:torchvision_model",
+    },
+    "optim": {"torch": "sweeper.train.optim:torch_optimizer"},
+}
+
 _LEADING = {"data": 0, "model": 2, "optim": 3, "schedule": 1, "augment": 2, "init": 2}
-_SUPPLIED = {"model": frozenset({"dropout"})}
+_SUPPLIED = {
+    "data": frozenset({"image_size", "seed"}),
+    "model": frozenset({"dropout", "stochastic_depth"}),
+}
 
 
 @dataclass(frozen=True)
@@ -107,15 +157,20 @@ def entry(axis: str, name: str) -> Entry:
     ------
     ConfigError : the name is unknown, cannot be imported, or is not a usable function.
     """
-    known = BUILT_IN[axis]
-    if name not in known and not is_plug_in(name):
+    known, families = BUILT_IN[axis], FAMILIES.get(axis, {})
+    family, _, member = name.partition("/")
+    if family in families and not is_plug_in(name):
+        build = _load(axis, families[family])(member)
+    elif name in known or is_plug_in(name):
+        build = _load(axis, known.get(name, name))
+    else:
+        others = [f"`{prefix}/NAME`" for prefix in families]
         raise ConfigError(
             "name",
             f"unknown {axis} `{name}`",
-            f"known: {', '.join(known)}, or an import path `package.module:function`",
+            f"known: {', '.join([*known, *others])}, or an import path `package.module:function`",
             nearest(name, known),
         )
-    build = _load(axis, known.get(name, name))
     defaults, types = _options(axis, name, build)
     supplied = _SUPPLIED.get(axis, frozenset()) & frozenset(defaults)
     options = {key: value for key, value in defaults.items() if key not in supplied}

@@ -1,20 +1,41 @@
-"""Data sets, resident in memory: a fixed test set, fixed sample ids, no loading in the loop."""
+"""Data sets: a fixed test set, fixed sample ids, samples in memory or streamed from disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sweeper.errors import ConfigError
+from sweeper.registry import entry
 from sweeper.sections import DataConfig
 from sweeper.train.plug_in import call
+from sweeper.train.subset import noisy, permuted, stratified
+
+# The subset of the test set is the same whatever the seeds, so that trials can be compared.
+_TEST_SUBSET_SEED = 0
+
+
+class Streamed(Protocol):
+    """Samples that stay on disk: an (n_samples, *stored_shape) uint8 tensor, read in batches."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_samples, *stored_shape)."""
+
+    def __getitem__(self, positions: Tensor) -> Streamed:
+        """The samples at these positions, still on disk."""
+
+    def batches(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The samples of each batch of positions, in order, read ahead; uint8, pinned for a GPU."""
+
+
+Images = Tensor | Streamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +47,19 @@ class Splits:
 
     Parameters
     ----------
-    train_x, test_x : (n_samples, *shape) uint8 or float32.
+    train_x, test_x : (n_samples, *stored_shape) uint8 or float32, or streamed.
     train_y, test_y : (n_samples,) int64, the clean labels.
     train_ids, test_ids : (n_samples,) int64, each sample's index in the source.
     class_names : one name a class.
     scale : the stored value that means 1, such as 255.
     mean, std : one number a channel (or one for all), in units of `scale`.
+    side : height and width of the network's input, cut from the middle; None: as stored.
+    targets : (n_samples,) int64, the labels that are trained on; None: `train_y`.
     """
 
-    train_x: Tensor
+    train_x: Images
     train_y: Tensor
-    test_x: Tensor
+    test_x: Images
     test_y: Tensor
     train_ids: Tensor
     test_ids: Tensor
@@ -44,25 +67,49 @@ class Splits:
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    side: int | None = None
+    targets: Tensor | None = None
+
+    @property
+    def train_targets(self) -> Tensor:
+        """The labels that are trained on, (n_samples,) int64."""
+        return self.train_y if self.targets is None else self.targets
+
+    def batches(self, split: str, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The stored samples of each batch of positions, on the labels' device."""
+        x: Images = getattr(self, f"{split}_x")
+        if isinstance(x, Tensor):
+            return (x[batch] for batch in batches)
+        device = self.train_y.device
+        return (read.to(device, non_blocking=True) for read in x.batches(batches))
+
+    def chunks(self, split: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All stored samples of a split and their clean labels, `size` at a time, in order."""
+        x: Images = getattr(self, f"{split}_x")
+        labels = getattr(self, f"{split}_y").split(size)
+        if isinstance(x, Tensor):
+            return zip(x.split(size), labels, strict=True)
+        positions = torch.arange(x.shape[0]).split(size)
+        return zip(self.batches(split, positions), labels, strict=True)
 
     def pixels(self, x: Tensor) -> Tensor:
         """Stored values as float32 in units of `scale`: what an augmentation sees, 0 is black."""
         return x.to(torch.float32) / self.scale
 
     def inputs(self, pixels: Tensor) -> Tensor:
-        """Pixels as the network sees them: each channel minus its mean, over its deviation."""
+        """The middle of pixels, each channel less its mean and over its deviation."""
         mean, std = self._per_channel
-        return (pixels - mean) / std
+        return (_middle(pixels, self.side) - mean) / std
 
     @functools.cached_property
     def _per_channel(self) -> tuple[Tensor, Tensor]:
         """`mean` and `std`, kept on the samples' device so that no step copies them there."""
-        shape = (-1,) + (1,) * (self.train_x.ndim - 2)
+        shape = (-1,) + (1,) * (len(self.train_x.shape) - 2)
         mean, std = (torch.tensor(values).view(shape) for values in (self.mean, self.std))
-        return mean.to(self.train_x.device), std.to(self.train_x.device)
+        return mean.to(self.train_y.device), std.to(self.train_y.device)
 
     def to(self, device: torch.device) -> Splits:
-        """The same samples in the memory of `device`."""
+        """The same samples in the memory of `device`; streamed ones stay where they are."""
         tensors: dict[str, Any] = {
             field.name: value.to(device)
             for field in dataclasses.fields(self)
@@ -71,16 +118,26 @@ class Splits:
         return dataclasses.replace(self, **tensors)
 
 
+def _middle(x: Tensor, side: int | None) -> Tensor:
+    """The central square of that side, as torchvision's `center_crop` takes it."""
+    if side is None or x.shape[-2:] == (side, side):
+        return x
+    top, left = (round((length - side) / 2) for length in x.shape[-2:])
+    return x[..., top : top + side, left : left + side]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
     """What is known of a data set without reading it, and how to read it.
 
     Parameters
     ----------
-    shape : of one sample, (n_channels, height, width) for images.
+    shape : of the network's input, (n_channels, height, width) for images.
     class_names : one name a class.
     n_train, n_test : numbers of samples.
     load : reads the samples; called once per process.
+    stored_shape : of a stored sample where that is larger than the input; an augmentation may
+        return either. None: `shape`.
     """
 
     shape: tuple[int, ...]
@@ -88,6 +145,12 @@ class DataSet:
     n_train: int
     n_test: int
     load: Callable[[], Splits]
+    stored_shape: tuple[int, ...] | None = None
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The shape of a stored sample."""
+        return self.stored_shape or self.shape
 
 
 @functools.cache
@@ -96,14 +159,82 @@ def describe(config: DataConfig) -> DataSet:
 
     Raises
     ------
-    ConfigError : the entry refuses its options, fails, or returns something else.
+    ConfigError : the entry refuses its options, fails, or returns something else; a subset has
+        more samples than there are; there are no images to resize.
     """
-    found = call("data", config.name, config.options)
+    given = {"image_size": config.image_size, "seed": config.seed}
+    supplied = {name: given[name] for name in entry("data", config.name).supplied}
+    found = call("data", config.name, config.options, **supplied)
     if not isinstance(found, DataSet):
         raise ConfigError(
             "data.name", f"`{config.name}` returned a {type(found).__name__}", "a `DataSet`"
         )
-    return found
+    n_train = _n_subset("data.subset", config.subset, found.n_train, len(found.class_names))
+    n_test = _n_subset("data.test_subset", config.test_subset, found.n_test, 1)
+    resized = found.shape
+    if config.image_size is not None and "image_size" not in supplied:
+        if len(found.shape) != 3:
+            raise ConfigError(
+                "data.image_size", f"`{config.name}` has samples of shape `{found.shape}`", "images"
+            )
+        resized = (found.shape[0], config.image_size, config.image_size)
+    made = dataclasses.replace(found, n_train=n_train, n_test=n_test, shape=resized)
+    return dataclasses.replace(made, load=functools.partial(_made, config, made, found.load))
+
+
+def _n_subset(where: str, asked: float | None, n_samples: int, at_least: int) -> int:
+    """How many samples are asked for: all, a number, or a fraction below 1."""
+    if asked is None:
+        return n_samples
+    n_asked = asked if isinstance(asked, int) else round(asked * n_samples)
+    if (isinstance(asked, float) and asked >= 1) or not at_least <= n_asked <= n_samples:
+        raise ConfigError(
+            where,
+            f"`{asked}`",
+            f"a whole number from {at_least} to {n_samples}, or a fraction below 1",
+        )
+    return n_asked
+
+
+def _made(config: DataConfig, announced: DataSet, read: Callable[[], Splits]) -> Splits:
+    """What the source holds, reduced, resized and relabelled as the configuration says."""
+    splits = read()
+    train = test = None
+    if len(splits.train_y) > announced.n_train:
+        train = stratified(splits.train_y, announced.n_train, config.seed)
+    if len(splits.test_y) > announced.n_test:
+        test = stratified(splits.test_y, announced.n_test, _TEST_SUBSET_SEED)
+    splits = _select(_select(splits, "train", train), "test", test)
+    if announced.stored != tuple(splits.train_x.shape[1:]):
+        splits = _resize(splits, announced.shape[-1])
+    targets = splits.train_targets
+    if config.shuffle_labels:
+        targets = permuted(targets, config.seed)
+    if config.label_noise:
+        targets = noisy(targets, config.label_noise, len(announced.class_names), config.seed)
+    return splits if targets is splits.train_y else dataclasses.replace(splits, targets=targets)
+
+
+def _select(splits: Splits, split: str, positions: Tensor | None) -> Splits:
+    if positions is None:
+        return splits
+    names = [f"{split}_{what}" for what in ("x", "y", "ids")]
+    found = {name: getattr(splits, name)[positions] for name in names}
+    if split == "train" and splits.targets is not None:
+        found["targets"] = splits.targets[positions]
+    return dataclasses.replace(splits, **found)
+
+
+def _resize(splits: Splits, side: int) -> Splits:
+    """Images in memory, resized once: torchvision's bilinear with antialiasing."""
+    from torchvision.transforms.v2.functional import resize
+
+    def resized(x: Images) -> Images:
+        return resize(x, [side, side]) if isinstance(x, Tensor) else x
+
+    return dataclasses.replace(
+        splits, train_x=resized(splits.train_x), test_x=resized(splits.test_x)
+    )
 
 
 def load(config: DataConfig, device: torch.device | None = None) -> Splits:
@@ -140,7 +271,7 @@ def _agrees(name: str, dataset: DataSet, splits: Splits, split: str) -> None:
     x, y, ids = (getattr(splits, f"{split}_{what}") for what in ("x", "y", "ids"))
     n_samples, n_classes = getattr(dataset, f"n_{split}"), len(dataset.class_names)
     wrong = {
-        f"{split}_x of shape {tuple(x.shape)}": tuple(x.shape) != (n_samples, *dataset.shape),
+        f"{split}_x of shape {tuple(x.shape)}": tuple(x.shape) != (n_samples, *dataset.stored),
         f"{split}_y of shape {tuple(y.shape)}": tuple(y.shape) != (n_samples,),
         f"{split}_ids of shape {tuple(ids.shape)}": tuple(ids.shape) != (n_samples,),
         f"{split}_y of type {y.dtype}": y.dtype != torch.int64,
@@ -152,64 +283,5 @@ def _agrees(name: str, dataset: DataSet, splits: Splits, split: str) -> None:
             raise ConfigError(
                 "data.name",
                 f"`{name}` has {found}",
-                f"announced: {n_samples} samples of shape {dataset.shape} in {n_classes} classes",
+                f"announced: {n_samples} samples of shape {dataset.stored} in {n_classes} classes",
             )
-
-
-# --- digits ---------------------------------------------------------------------------------
-
-_DIGITS_TEST_PER_CLASS = 36
-_DIGITS_SPLIT_SEED = 0
-
-
-def digits() -> DataSet:
-    """8×8 images of handwritten digits, 16 grey levels: 1,437 to train on, 360 to test.
-
-    The 1,797 images of scikit-learn's `load_digits`, from Alpaydin & Kaynak, "Optical Recognition
-    of Handwritten Digits", UCI Machine Learning Repository, 1998, doi:10.24432/C50P49. The test
-    set has 36 images of each class; writers are in both sets, since their names are not known.
-    """
-    return DataSet(
-        shape=(1, 8, 8),
-        class_names=tuple(str(digit) for digit in range(10)),
-        n_train=1437,
-        n_test=360,
-        load=_load_digits,
-    )
-
-
-def _load_digits() -> Splits:
-    from sklearn.datasets import load_digits  # half a second: only those who train pay it
-
-    source = load_digits()
-    train_ids, test_ids = _stratified(source.target, _DIGITS_TEST_PER_CLASS, _DIGITS_SPLIT_SEED)
-    x = torch.from_numpy(source.images.astype(np.uint8)).unsqueeze(1)
-    y = torch.from_numpy(source.target.astype(np.int64))
-    return Splits(
-        train_x=x[train_ids],
-        train_y=y[train_ids],
-        test_x=x[test_ids],
-        test_y=y[test_ids],
-        train_ids=train_ids,
-        test_ids=test_ids,
-        class_names=tuple(str(name) for name in source.target_names),
-        scale=16.0,
-        mean=(0.305,),  # of the training set's pixels
-        std=(0.376,),
-    )
-
-
-def _stratified(labels: np.ndarray, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Ids of the training and test samples, each ascending, `per_class` of each class to test.
-
-    Only raw PCG64 output is used: NumPy promises that stream for ever, but no shuffle made of it.
-    """
-    keys = np.random.PCG64(seed).random_raw(len(labels))
-    test = np.concatenate(
-        [
-            members[np.argsort(keys[members], kind="stable")[:per_class]]
-            for members in (np.flatnonzero(labels == label) for label in np.unique(labels))
-        ]
-    )
-    is_test = np.isin(np.arange(len(labels)), test)
-    return torch.from_numpy(np.flatnonzero(~is_test)), torch.from_numpy(np.flatnonzero(is_test))

@@ -25,7 +25,7 @@ from sweeper.sections import (
 from sweeper.train.build import build_model, build_optimizer, draw_weights
 from sweeper.train.data import describe
 from sweeper.train.length import steps_per_epoch
-from sweeper.train.optim import schedule_factor
+from sweeper.train.lr import schedule_factor
 from sweeper.train.plug_in import call, naming
 
 _ANY_SCHEDULE = ScheduleConfig()

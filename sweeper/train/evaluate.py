@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import log_softmax, nll_loss
 
 from sweeper.train.data import Splits
@@ -47,12 +47,11 @@ def evaluate(model: nn.Module, data: Splits, split: str, *, keep: bool) -> Evalu
     keep : whether to return the log probabilities: log-softmax in float32, clipped to at least
         −65504, as float16.
     """
-    x: Tensor = getattr(data, f"{split}_x")
-    y: Tensor = getattr(data, f"{split}_y")
     model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=y.device)
+    n_samples, device = len(getattr(data, f"{split}_y")), data.test_y.device
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
     kept = []
-    for some_x, some_y in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
+    for some_x, some_y in data.chunks(split, _CHUNK):
         log_probs = log_softmax(model(data.inputs(data.pixels(some_x))).float(), dim=1)
         loss = nll_loss(log_probs, some_y, reduction="none").sum(dtype=torch.float64)
         right = (log_probs.argmax(dim=1) == some_y).sum()
@@ -61,8 +60,8 @@ def evaluate(model: nn.Module, data: Splits, split: str, *, keep: bool) -> Evalu
             kept.append(log_probs.clamp(min=LEAST_LOG_PROB).half())
     loss_sum, n_right, n_bad = totals.tolist()
     return Evaluation(
-        loss=loss_sum / len(y),
-        accuracy=n_right / len(y),
+        loss=loss_sum / n_samples,
+        accuracy=n_right / n_samples,
         finite=n_bad == 0,
         log_probs=torch.cat(kept).cpu().numpy() if keep else None,
     )

@@ -19,7 +19,7 @@ from sweeper.train.build import build_model, build_optimizer, draw_weights
 from sweeper.train.data import Splits, load
 from sweeper.train.evaluate import Evaluation, evaluate
 from sweeper.train.length import steps_per_epoch
-from sweeper.train.optim import lr_factor
+from sweeper.train.lr import lr_factor
 from sweeper.train.randomness import epoch_order, seed_global, seed_of
 
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from sweeper.errors import ConfigError
 from sweeper.sections import ScheduleConfig
-from sweeper.train.optim import adam, adamw, lr_factor, sgd, sgd_nesterov
+from sweeper.train.lr import lr_factor
+from sweeper.train.optim import adam, adamw, sgd, sgd_nesterov
 
 LR, DECAY = 0.1, 0.01
 
