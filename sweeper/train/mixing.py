@@ -55,7 +55,7 @@ class Mix:
         return x.roll(1, 0)
 
 
-def draw_mix(seed: int, shape: tuple[int, ...], mixup: float, cutmix: float) -> Mix:
+def mixing(seed: int, shape: tuple[int, ...], mixup: float, cutmix: float) -> Mix:
     """The mix of one batch; of both kinds, either by turns with equal chance.
 
     The weight λ is of Beta(α, α). Cutmix pastes a box of a share 1 − λ of the image, its centre
