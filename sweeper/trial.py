@@ -7,6 +7,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sweeper.store.seal import State, is_sealed, remove_leftovers, seal
 from sweeper.store.staging import StagedTrial, owner_of
 from sweeper.store.writer import AttemptWriter, TrialHeader, attempts, create_store
 from sweeper.sweep_dir import SweepDir, environment
-from sweeper.train import checkpoint, data, planned_steps, train
+from sweeper.train import checkpoint, data, metric_names, planned_steps, train
 from sweeper.train.loop import Moment
 
 
@@ -104,29 +105,41 @@ class _Attempt:
         )
         self._report(writer.attempt, restored.step, n_steps, device)
         state: State = "diverged" if restored.diverged else "complete"
-        next_snapshot, saved, reported = restored.next_snapshot, time.monotonic(), time.monotonic()
-        for moment in self._moments(config, device, restored):
-            if moment.diverged:
-                if next_snapshot == 0:
-                    where = f"trial {self.order.trial_id}"
-                    raise ConfigError(where, "predictions before training are not finite")
-                state = "diverged"
-                break
-            if moment.snapshot is not None:
-                writer.append(moment.snapshot, moment.epoch, moment.metrics, moment.log_probs)
-                next_snapshot = moment.snapshot + 1
-                self.log(_line(moment))
-            now, stop = time.monotonic(), self.should_stop()
-            if stop or now - saved >= self.order.checkpoint_seconds:
-                self._save(writer, lineage, next_snapshot, moment)
-                saved = now
-            if stop:
-                self.log(f"stopped at step {moment.step}")
-                return self._outcome(writer.attempt, "stopped", None)
-            if now - reported >= 1:
-                self._report(writer.attempt, moment.step, n_steps, device)
-                reported = now
+        with _Recorder(self._append(writer)) as recorder:
+            next_snapshot, saved = restored.next_snapshot, time.monotonic()
+            reported = saved
+            for moment in self._moments(config, device, restored):
+                if moment.diverged:
+                    if next_snapshot == 0:
+                        where = f"trial {self.order.trial_id}"
+                        raise ConfigError(where, "predictions before training are not finite")
+                    state = "diverged"
+                    break
+                if moment.snapshot is not None:
+                    recorder.record(moment)
+                    next_snapshot = moment.snapshot + 1
+                now, stop = time.monotonic(), self.should_stop()
+                if stop or now - saved >= self.order.checkpoint_seconds:
+                    recorder.wait()  # a checkpoint claims only what is durable
+                    self._save(writer, lineage, next_snapshot, moment)
+                    saved = now
+                if stop:
+                    self.log(f"stopped at step {moment.step}")
+                    return self._outcome(writer.attempt, "stopped", None)
+                if now - reported >= 1:
+                    self._report(writer.attempt, moment.step, n_steps, device)
+                    reported = now
         return self._finish(objects, writer, state)
+
+    def _append(self, writer: AttemptWriter) -> Callable[[Moment], None]:
+        """What records a moment, and says so in the log once it is durable."""
+
+        def append(moment: Moment) -> None:
+            assert moment.snapshot is not None
+            writer.append(moment.snapshot, moment.epoch, moment.metrics, moment.log_probs)
+            self.log(_line(moment))
+
+        return append
 
     def _moments(
         self, config: TrialConfig, device: torch.device, restored: _Restored
@@ -215,6 +228,37 @@ class _Attempt:
             file.write(f"{stamp} [{os.getpid()}] {text}\n")
 
 
+class _Recorder:
+    """Records one moment at a time in a thread of its own, while training goes on.
+
+    An error of a recording is raised at the next one, at `wait`, or at the end.
+    """
+
+    def __init__(self, append: Callable[[Moment], None]) -> None:
+        self._append = append
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="record")
+        self._pending: Future[None] | None = None
+
+    def record(self, moment: Moment) -> None:
+        """Start to record a moment, once the one before it is durable."""
+        self.wait()
+        self._pending = self._thread.submit(self._append, moment)
+
+    def wait(self) -> None:
+        """Return when all that was recorded is durable."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> _Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+
 @dataclass(frozen=True)
 class _Restored:
     """Where an attempt starts; the default is the beginning."""
@@ -258,14 +302,13 @@ def _header(order: Order, config: TrialConfig, device: torch.device) -> TrialHea
         )
         for split in (("test", "train") if config.record.train == "predictions" else ("test",))
     }
-    scored = ("test",) if config.record.train == "none" else ("test", "train")
     return TrialHeader(
         trial_id=order.trial_id,
         schema=SCHEMA_VERSION,
         config=config.to_flat(),
         identity=config.identity,
         steps=planned_steps(config),
-        metrics=[f"{split}_{name}" for split in scored for name in ("loss", "accuracy")],
+        metrics=metric_names(config),
         sample_sets=samples,
         provenance=_provenance(order, device),
     )

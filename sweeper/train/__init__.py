@@ -1,8 +1,18 @@
 """Train one network and say what happened, moment by moment."""
 
 from sweeper.train import checkpoint, data
+from sweeper.train.corner import labels_fitted
 from sweeper.train.dry_run import check
-from sweeper.train.length import planned_steps, steps_per_epoch
-from sweeper.train.loop import Moment, train
+from sweeper.train.length import planned_steps
+from sweeper.train.loop import Moment, metric_names, train
 
-__all__ = ["Moment", "check", "checkpoint", "data", "planned_steps", "steps_per_epoch", "train"]
+__all__ = [
+    "Moment",
+    "check",
+    "checkpoint",
+    "data",
+    "labels_fitted",
+    "metric_names",
+    "planned_steps",
+    "train",
+]

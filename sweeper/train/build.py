@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Generator, nn
 from torch.optim import Optimizer
 
 from sweeper.errors import ConfigError
 from sweeper.registry import entry
-from sweeper.sections import DataConfig, InitConfig, ModelConfig, OptimConfig
+from sweeper.sections import DataConfig, InitConfig, ModelConfig, OptimConfig, RegularizeConfig
 from sweeper.train.data import describe
 from sweeper.train.plug_in import call
 from sweeper.train.randomness import seed_of
 
 
-def build_model(data: DataConfig, model: ModelConfig, dropout: float, seed: int) -> nn.Module:
+def build_model(
+    data: DataConfig, model: ModelConfig, regularize: RegularizeConfig, seed: int
+) -> nn.Module:
     """The network on the CPU as its constructor draws it; the global generator is left as it was.
 
     Raises
@@ -33,7 +33,7 @@ def build_model(data: DataConfig, model: ModelConfig, dropout: float, seed: int)
             model.options,
             dataset.shape,
             len(dataset.class_names),
-            **({"dropout": dropout} if "dropout" in supplied else {}),
+            **{name: getattr(regularize, name) for name in sorted(supplied)},
         )
     if not isinstance(built, nn.Module):
         raise ConfigError(
@@ -56,15 +56,16 @@ def draw_weights(model: nn.Module, init: InitConfig, seed: int) -> None:
 
 
 def build_optimizer(
-    optim: OptimConfig, weight_decay: float, params: Iterable[nn.Parameter]
+    optim: OptimConfig, regularize: RegularizeConfig, model: nn.Module
 ) -> Optimizer:
-    """The optimizer of the parameters; each group keeps its peak rate as `initial_lr`.
+    """The optimizer of a network's parameters; each group keeps its peak rate as `initial_lr`.
 
     Raises
     ------
     ConfigError : the entry refuses its options, fails, or returns something else.
     """
-    built = call("optim", optim.name, optim.options, list(params), optim.lr, weight_decay)
+    params = list(model.parameters())
+    built = call("optim", optim.name, optim.options, params, optim.lr, regularize.weight_decay)
     if not isinstance(built, Optimizer):
         raise ConfigError(
             "optim.name",

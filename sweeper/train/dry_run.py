@@ -20,12 +20,14 @@ from sweeper.sections import (
     InitConfig,
     ModelConfig,
     OptimConfig,
+    RegularizeConfig,
     ScheduleConfig,
 )
 from sweeper.train.build import build_model, build_optimizer, draw_weights
 from sweeper.train.data import describe
-from sweeper.train.length import steps_per_epoch
+from sweeper.train.length import phases
 from sweeper.train.lr import schedule_factor
+from sweeper.train.mixing import mixing
 from sweeper.train.plug_in import call, naming
 
 _ANY_SCHEDULE = ScheduleConfig()
@@ -38,22 +40,29 @@ def check(config: TrialConfig) -> None:
     ------
     ConfigError : naming the key whose entry fails or does not fit the others.
     """
-    steps_per_epoch(config)
-    _check_model(
-        config.data, config.model, config.regularize.dropout, min(config.optim.batch_size, 2)
+    phases(config)
+    network = RegularizeConfig(  # what of it the network itself depends on
+        dropout=config.regularize.dropout, stochastic_depth=config.regularize.stochastic_depth
     )
+    _check_model(config.data, config.model, network, min(config.optim.batch_size, 2))
     _check_init(config.data, config.model, config.init)
-    alone = dataclasses.replace(config.optim, batch_size=1, schedule=_ANY_SCHEDULE)
-    _check_optim(alone, config.regularize.weight_decay)
+    alone = dataclasses.replace(config.optim, batch_size=1, clip=None, schedule=_ANY_SCHEDULE)
+    decay = RegularizeConfig(
+        weight_decay=config.regularize.weight_decay, decay=config.regularize.decay
+    )
+    _check_optim(alone, decay)
     _check_schedule(config.optim.schedule)
     _check_augment(config.data, config.augment)
+    _check_mix(config.data, config.regularize)
 
 
 @functools.cache
-def _check_model(data: DataConfig, model: ModelConfig, dropout: float, n_rows: int) -> None:
+def _check_model(
+    data: DataConfig, model: ModelConfig, regularize: RegularizeConfig, n_rows: int
+) -> None:
     """A pass in either mode gives logits of the right shape that can be trained."""
     dataset = describe(data)
-    built = build_model(data, model, dropout, seed=0)
+    built = build_model(data, model, regularize, seed=0)
     x = torch.zeros(n_rows, *dataset.shape)
     with naming("model", model.name), torch.random.fork_rng(devices=[]):
         logits = [built.train()(x), built.eval()(x)]
@@ -73,15 +82,16 @@ def _check_model(data: DataConfig, model: ModelConfig, dropout: float, n_rows: i
 
 @functools.cache
 def _check_init(data: DataConfig, model: ModelConfig, init: InitConfig) -> None:
-    draw_weights(build_model(data, model, 0.0, seed=0), init, seed=0)
+    draw_weights(build_model(data, model, RegularizeConfig(), seed=0), init, seed=0)
 
 
 @functools.cache
-def _check_optim(optim: OptimConfig, weight_decay: float) -> None:
+def _check_optim(optim: OptimConfig, regularize: RegularizeConfig) -> None:
     """The optimizer takes a step."""
-    parameter = nn.Parameter(torch.ones(2))
-    built = build_optimizer(optim, weight_decay, [parameter])
-    parameter.grad = torch.zeros(2)
+    model = nn.Linear(2, 2)
+    built = build_optimizer(optim, regularize, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     with naming("optim", optim.name):
         built.step()
 
@@ -94,14 +104,23 @@ def _check_schedule(schedule: ScheduleConfig) -> None:
 
 @functools.cache
 def _check_augment(data: DataConfig, augment: AugmentConfig) -> None:
-    """A batch keeps its shape."""
-    x = torch.zeros(2, *describe(data).shape)
+    """A batch keeps its shape, or gets that of the network's input."""
+    dataset = describe(data)
+    x = torch.zeros(2, *dataset.stored)
     generator = torch.Generator().manual_seed(0)
     found = call("augment", augment.name, augment.options, x, generator)
-    if not isinstance(found, Tensor) or found.shape != x.shape:
+    if not isinstance(found, Tensor) or found.shape not in (x.shape, (2, *dataset.shape)):
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ConfigError(
             "augment.name",
             f"augment `{augment.name}` makes `{shape}` of a batch of shape {tuple(x.shape)}",
-            "the shape must stay",
+            f"the shape must stay, or become {(2, *dataset.shape)}",
         )
+
+
+def _check_mix(data: DataConfig, regularize: RegularizeConfig) -> None:
+    try:
+        mixing(0, (2, *describe(data).shape), regularize.mixup, regularize.cutmix)
+    except ConfigError as error:
+        where = f"regularize.{error.where}"
+        raise ConfigError(where, error.found, error.allowed, error.hint) from error

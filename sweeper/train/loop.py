@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from sweeper.config import TrialConfig
-from sweeper.train.length import planned_steps
+from sweeper.train.corner import fits_other_labels
+from sweeper.train.length import phases, planned_steps
 from sweeper.train.trainee import Trainee
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -24,10 +25,9 @@ class Moment:
     Parameters
     ----------
     step : optimizer steps done.
-    epoch : the same in epochs.
+    epoch : the same in epochs; below 0 in the first phase of a corner init.
     snapshot : which snapshot of the trial is recorded here; None when none is.
-    metrics : when recorded: `test_loss`, `test_accuracy`, and `train_loss`, `train_accuracy` if
-        the trial asks for them.
+    metrics : when recorded: those of `metric_names`.
     log_probs : when recorded: `test`, and `train` if the trial asks for it, each
         (n_samples, n_classes) float16.
     diverged : the loss or a prediction is not finite; this is the last moment, and no snapshot.
@@ -63,6 +63,7 @@ def train(
     ------
     ConfigError : the configuration cannot be built; raised here, not at the first moment.
     CheckpointError : `state` belongs to another trial or network.
+    ConfigError : at the end of a corner phase, what it fits is not fitted.
     """
     trainee = Trainee.build(config, torch.device(device))
     if state is not None:
@@ -70,8 +71,21 @@ def train(
     return _moments(trainee, is_fresh=state is None)
 
 
+def metric_names(config: TrialConfig) -> tuple[str, ...]:
+    """The metrics of every snapshot of the trial.
+
+    `test_loss`, `test_accuracy` (nats, a fraction); of the clean training set, unless it is not
+    looked at, `train_loss`, `train_accuracy`; and where a phase fits other labels or fewer samples
+    than that, `fit_loss`, `fit_accuracy` of what it fits.
+    """
+    splits = ["test"]
+    if config.record.train != "none":
+        splits += ["train", "fit"] if fits_other_labels(config) else ["train"]
+    return tuple(f"{split}_{name}" for split in splits for name in ("loss", "accuracy"))
+
+
 def _moments(trainee: Trainee, *, is_fresh: bool) -> Iterator[Moment]:
-    config, n_steps = trainee.config, trainee.steps_per_epoch
+    config = trainee.config
     snapshots = {step: index for index, step in enumerate(planned_steps(config))}
     if is_fresh:
         moment = _look(trainee, snapshots)
@@ -80,10 +94,13 @@ def _moments(trainee: Trainee, *, is_fresh: bool) -> Iterator[Moment]:
             return
     elif _has_diverged(trainee, snapshots):
         return
-    while trainee.step < n_steps * config.epochs:
-        epoch, done = divmod(trainee.step, n_steps)
-        for batch in trainee.order(epoch).split(config.optim.batch_size)[done:n_steps]:
-            trainee.advance(batch)
+    last = phases(config)[-1].last
+    while trainee.step < last:
+        if trainee.step == trainee.phase.last:
+            trainee.enter_phase()
+        for batch, stored in trainee.batches():
+            trainee.advance(batch, stored)
+            trainee.check_corner()
             moment = _look(trainee, snapshots)
             yield moment
             if moment.diverged:
@@ -100,20 +117,24 @@ def _look(trainee: Trainee, snapshots: Mapping[int, int]) -> Moment:
 
 def _has_diverged(trainee: Trainee, snapshots: Mapping[int, int]) -> bool:
     """Whether a loss was not finite; looked at where it is worth waiting for the device."""
-    is_epochs_end = trainee.step % trainee.steps_per_epoch == 0
+    phase = trainee.phase
+    is_epochs_end = (trainee.step - phase.first) % phase.steps_per_epoch == 0
     return (is_epochs_end or trainee.step in snapshots) and bool(trainee.non_finite)
 
 
 def _record(trainee: Trainee, snapshot: int) -> Moment:
-    record = trainee.config.record.train
+    record, names = trainee.config.record.train, metric_names(trainee.config)
     keeps = {"test": True} | ({} if record == "none" else {"train": record == "predictions"})
     metrics: dict[str, float] = {}
     log_probs: dict[str, np.ndarray] = {}
     for split, keep in keeps.items():
-        found = trainee.evaluate(split, keep=keep)
+        fit = split == "train" and "fit_loss" in names
+        found = trainee.evaluate(split, keep=keep, fit=fit)
         if not found.finite:
             return _moment(trainee, diverged=True)
         metrics |= {f"{split}_loss": found.loss, f"{split}_accuracy": found.accuracy}
+        if found.fit_loss is not None and found.fit_accuracy is not None:
+            metrics |= {"fit_loss": found.fit_loss, "fit_accuracy": found.fit_accuracy}
         if found.log_probs is not None:
             log_probs[split] = found.log_probs
     return _moment(trainee, snapshot=snapshot, metrics=metrics, log_probs=log_probs)
@@ -127,5 +148,5 @@ def _moment(
     log_probs: Mapping[str, np.ndarray] = _NOTHING,
     diverged: bool = False,
 ) -> Moment:
-    step, epoch = trainee.step, trainee.step / trainee.steps_per_epoch
-    return Moment(step, epoch, snapshot, metrics, log_probs, diverged, trainee.state)
+    epoch = trainee.phase.epoch(trainee.step)
+    return Moment(trainee.step, epoch, snapshot, metrics, log_probs, diverged, trainee.state)

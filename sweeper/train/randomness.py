@@ -1,7 +1,7 @@
 """Stateless randomness: every draw follows from (seed, stream, index), never from a past draw.
 
 Streams are `init` (index 0 the model's constructor, 1 the init function), `order` (index: the
-epoch), `augment` and `dropout` (index: the step), `evaluate` (index: the step).
+epoch, below 0 in a corner), and by step `augment`, `dropout`, `mix` and `evaluate`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ def record_steps(record: RecordConfig, epochs: int, steps_per_epoch: int) -> tup
     Parameters
     ----------
     record : `epoch` every epoch's end; `log` half octaves (1, 2, 3, 4, 6, 8, 11, 16, …); a list
-        of epochs, fractions going to the nearest step; `manifold` see `_manifold`.
+        of epochs, fractions going to the nearest step and later ones left out; `manifold` see
+        `_manifold`.
     epochs, steps_per_epoch : the trial's length, both at least 1.
     """
     last = epochs * steps_per_epoch
@@ -24,7 +25,7 @@ def record_steps(record: RecordConfig, epochs: int, steps_per_epoch: int) -> tup
         wanted = _SCHEDULES[record.schedule](epochs, steps_per_epoch)
     else:
         wanted = (int(epoch * steps_per_epoch + 0.5) for epoch in record.schedule)
-    return tuple(sorted({0, last, *wanted}))
+    return tuple(sorted({0, last, *(step for step in wanted if step <= last)}))
 
 
 def _epoch(epochs: int, steps_per_epoch: int) -> Iterable[int]:

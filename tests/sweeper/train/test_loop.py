@@ -10,7 +10,7 @@ from torch import nn
 from sweeper.errors import ConfigError
 from sweeper.train.build import build_model
 from sweeper.train.data import load
-from sweeper.train.length import planned_steps, steps_per_epoch
+from sweeper.train.length import phases, planned_steps
 from sweeper.train.loop import train
 
 
@@ -83,7 +83,7 @@ def test_predictions_and_metrics_are_those_of_the_clean_data_in_evaluation_mode(
     for moment in train(config):
         if moment.snapshot is None:
             continue
-        model = build_model(config.data, config.model, 0.5, seed=0).double().eval()
+        model = build_model(config.data, config.model, config.regularize, seed=0).double().eval()
         model.load_state_dict(moment.state()["model"])
         for split, x, y in (
             ("train", data.train_x, data.train_y),
@@ -191,7 +191,7 @@ def test_augmentation_moves_what_is_trained_on_and_nothing_else(trial):
     ("batch_size", "steps"), [(1, 1437), (2, 718), (359, 4), (500, 3), (1437, 1), (1436, 1)]
 )
 def test_a_single_left_over_sample_makes_no_step(trial, batch_size, steps):
-    assert steps_per_epoch(trial(optim__batch_size=batch_size)) == steps
+    assert phases(trial(optim__batch_size=batch_size))[0].steps_per_epoch == steps
 
 
 def test_training_goes_past_a_single_left_over_sample(trial):

@@ -57,7 +57,7 @@ def test_networks_start_from_their_seed(trial, init):
 
 def test_building_a_network_leaves_the_global_generator_alone(trial):
     config, before = trial(), torch.get_rng_state()
-    draw_weights(build_model(config.data, config.model, 0.0, seed=5), config.init, seed=5)
+    draw_weights(build_model(config.data, config.model, config.regularize, seed=5), config.init, seed=5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
