@@ -10,6 +10,7 @@ from sweeper.errors import ConfigError
 from sweeper.registry import entry
 from sweeper.sections import DataConfig, InitConfig, ModelConfig, OptimConfig, RegularizeConfig
 from sweeper.train.data import describe
+from sweeper.train.optim import parameter_groups
 from sweeper.train.plug_in import call
 from sweeper.train.randomness import seed_of
 
@@ -60,11 +61,14 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer of a network's parameters; each group keeps its peak rate as `initial_lr`.
 
+    The entry is given the parameters, or two groups of them if only weights decay.
+
     Raises
     ------
-    ConfigError : the entry refuses its options, fails, or returns something else.
+    ConfigError : the entry refuses its options, fails, or returns something else; weights alone
+        are to decay and there are none.
     """
-    params = list(model.parameters())
+    params = parameter_groups(model, regularize.weight_decay, regularize.decay)
     built = call("optim", optim.name, optim.options, params, optim.lr, regularize.weight_decay)
     if not isinstance(built, Optimizer):
         raise ConfigError(

@@ -182,43 +182,36 @@ def _is_optimizer(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
 
 
-def _entry_of(name: str, kind: type[Optimizer]) -> Callable[..., Optimizer]:
+def _entry_of(name: str, kind: type[Any]) -> Callable[..., Optimizer]:
     """A function with the signature of an entry, which the registry reads the options off."""
-    parameters = inspect.signature(kind).parameters
-    hints = typing.get_type_hints(kind.__init__)
-    options: dict[str, inspect.Parameter] = {}
-    for key in parameters.keys() - {"params", "lr", "weight_decay"} - _SWITCHES:
-        annotation = _without_tensors(hints[key])
-        options[key] = inspect.Parameter(
+    parameters, hints = inspect.signature(kind).parameters, typing.get_type_hints(kind.__init__)
+    switch = next((key for key in ("fused", "foreach") if key in parameters), None)
+    options = [
+        inspect.Parameter(
             key,
             inspect.Parameter.KEYWORD_ONLY,
             default=parameters[key].default,
-            annotation=annotation,
+            annotation=_without_tensors(hints[key]),
         )
+        for key in sorted(parameters.keys() - {"params", "lr", "weight_decay"} - _SWITCHES)
+    ]
 
     def build(params: Params, lr: float, weight_decay: float, **given: Any) -> Optimizer:
         listed = list(params)
         if "weight_decay" in parameters:
             given["weight_decay"] = weight_decay
         elif weight_decay:
-            raise ConfigError(
-                "name",
-                f"`torch/{name}` has no weight decay, but `regularize.weight_decay` is "
-                f"`{weight_decay}`",
-                "0 is needed there",
-            )
-        for switch in ("fused", "foreach"):
-            if switch in parameters:
-                given[switch] = True
-                break
-        if name == "ASGD":  # it alone keeps what it computes with on the device, and reads it back
+            found = f"`torch/{name}` has no weight decay"
+            raise ConfigError("name", found, "`regularize.weight_decay` must be 0")
+        if switch is not None:
+            given[switch] = True
+        if name == "ASGD":  # keeps its rates on the device and else reads them back at every step
             given["capturable"] = _on_gpu(listed)
         return kind(listed, lr=lr, **given)
 
     leading = list(inspect.signature(build).parameters.values())[:3]
-    signature = inspect.Signature([*leading, *(options[key] for key in sorted(options))])
-    build.__signature__ = signature  # type: ignore[attr-defined]
-    build.__annotations__ = {key: option.annotation for key, option in options.items()}
+    build.__signature__ = inspect.Signature([*leading, *options])  # type: ignore[attr-defined]
+    build.__annotations__ = {option.name: option.annotation for option in options}
     return build
 
 
