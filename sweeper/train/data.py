@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -136,6 +137,7 @@ class DataSet:
     class_names : one name a class.
     n_train, n_test : numbers of samples.
     load : reads the samples; called once per process.
+    present : refuses, by a ConfigError, when the files that `load` reads are not there; reads none.
     stored_shape : of a stored sample where that is larger than the input; an augmentation may
         return either. None: `shape`.
     """
@@ -145,6 +147,7 @@ class DataSet:
     n_train: int
     n_test: int
     load: Callable[[], Splits]
+    present: Callable[[], None] = lambda: None
     stored_shape: tuple[int, ...] | None = None
 
     @property
@@ -160,7 +163,7 @@ def describe(config: DataConfig) -> DataSet:
     Raises
     ------
     ConfigError : the entry refuses its options, fails, or returns something else; a subset has
-        more samples than there are; there are no images to resize.
+        more samples than there are, or fewer than classes; there are no images to resize.
     """
     given = {"image_size": config.image_size, "seed": config.seed}
     supplied = {name: given[name] for name in entry("data", config.name).supplied}
@@ -178,8 +181,10 @@ def describe(config: DataConfig) -> DataSet:
                 "data.image_size", f"`{config.name}` has samples of shape `{found.shape}`", "images"
             )
         resized = (found.shape[0], config.image_size, config.image_size)
+    if config.label_noise and len(found.class_names) < 2:
+        raise ConfigError("data.label_noise", f"`{config.name}` has one class", "two or more")
     made = dataclasses.replace(found, n_train=n_train, n_test=n_test, shape=resized)
-    return dataclasses.replace(made, load=functools.partial(_made, config, made, found.load))
+    return dataclasses.replace(made, load=functools.partial(_made, config, made, found))
 
 
 def _n_subset(where: str, asked: float | None, n_samples: int, at_least: int) -> int:
@@ -196,13 +201,16 @@ def _n_subset(where: str, asked: float | None, n_samples: int, at_least: int) ->
     return n_asked
 
 
-def _made(config: DataConfig, announced: DataSet, read: Callable[[], Splits]) -> Splits:
+def _made(config: DataConfig, announced: DataSet, source: DataSet) -> Splits:
     """What the source holds, reduced, resized and relabelled as the configuration says."""
-    splits = read()
+    with _in_section():
+        splits = source.load()
+    for split in ("train", "test"):
+        _agrees(config.name, source, splits, split)
     train = test = None
-    if len(splits.train_y) > announced.n_train:
+    if announced.n_train < source.n_train:
         train = stratified(splits.train_y, announced.n_train, config.seed)
-    if len(splits.test_y) > announced.n_test:
+    if announced.n_test < source.n_test:
         test = stratified(splits.test_y, announced.n_test, _TEST_SUBSET_SEED)
     splits = _select(_select(splits, "train", train), "test", test)
     if announced.stored != tuple(splits.train_x.shape[1:]):
@@ -226,15 +234,49 @@ def _select(splits: Splits, split: str, positions: Tensor | None) -> Splits:
 
 
 def _resize(splits: Splits, side: int) -> Splits:
-    """Images in memory, resized once: torchvision's bilinear with antialiasing."""
+    """Images in memory, resized once."""
+    if not isinstance(splits.train_x, Tensor) or not isinstance(splits.test_x, Tensor):
+        raise ConfigError(
+            "data.image_size", f"`{side}` for samples that are streamed", "the size that they have"
+        )
+    return dataclasses.replace(
+        splits, train_x=_resized(splits.train_x, side), test_x=_resized(splits.test_x, side)
+    )
+
+
+def _resized(x: Tensor, side: int) -> Tensor:
+    """Torchvision's bilinear with antialiasing, in float32 and rounded back.
+
+    Its own arithmetic for uint8 depends on the processor.
+    """
     from torchvision.transforms.v2.functional import resize
 
-    def resized(x: Images) -> Images:
-        return resize(x, [side, side]) if isinstance(x, Tensor) else x
+    parts = []
+    for part in x.split(1000):
+        found = resize(part.float(), [side, side], antialias=True)
+        parts.append(found if x.is_floating_point() else found.round().to(x.dtype))
+    return torch.cat(parts)
 
-    return dataclasses.replace(
-        splits, train_x=resized(splits.train_x), test_x=resized(splits.test_x)
-    )
+
+def present(config: DataConfig) -> None:
+    """Refuse a data set whose files are not where `load` looks for them; nothing is read.
+
+    Raises
+    ------
+    ConfigError : it says where it looked, and how to get them there.
+    """
+    with _in_section():
+        describe(config).present()
+
+
+@contextmanager
+def _in_section() -> Iterator[None]:
+    """An entry names its own option or file; the key is `data.` and that."""
+    try:
+        yield
+    except ConfigError as error:
+        where = f"data.{error.where}"
+        raise ConfigError(where, error.found, error.allowed, error.hint) from error
 
 
 def load(config: DataConfig, device: torch.device | None = None) -> Splits:
@@ -244,7 +286,7 @@ def load(config: DataConfig, device: torch.device | None = None) -> Splits:
 
     Raises
     ------
-    ConfigError : what was read is not what the data set announced.
+    ConfigError : what was read is not what the data set announced; a file is absent or damaged.
     """
     if device is None or device.type == "cpu":
         return _read(config)
@@ -259,11 +301,7 @@ def _resident(config: DataConfig, device: torch.device) -> Splits:
 
 @functools.lru_cache(maxsize=4)
 def _read(config: DataConfig) -> Splits:
-    dataset = describe(config)
-    splits = dataset.load()
-    for name in ("train", "test"):
-        _agrees(config.name, dataset, splits, name)
-    return splits
+    return describe(config).load()
 
 
 def _agrees(name: str, dataset: DataSet, splits: Splits, split: str) -> None:

@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Each use has a stream of its own, so that a subset and a noise of one seed are independent.
+_SUBSET, _NOISE, _PERMUTATION = range(3)
+
 
 def stratified(labels: Tensor, n_samples: int, seed: int) -> Tensor:
     """Positions of `n_samples` samples, ascending, each class in its share of the whole.
 
-    Shares are rounded down and the samples left over go to the classes with the largest
-    remainders. A larger subset of the same seed contains a smaller one but for that rounding.
+    Each class is put in a random order; the j-th of m samples (from 0) comes at (2j + 1)/2m, and
+    the first `n_samples` are taken, the lower class first where two come at once: Webster's
+    apportionment. So a larger subset of the same seed contains every smaller one.
 
     Parameters
     ----------
@@ -25,27 +29,26 @@ def stratified(labels: Tensor, n_samples: int, seed: int) -> Tensor:
     (n_samples,) int64.
     """
     found = labels.cpu().numpy()
-    classes, sizes = np.unique(found, return_counts=True)
-    exact = sizes * (n_samples / len(found))
-    taken = np.floor(exact).astype(np.int64)
-    largest = np.argsort(taken - exact, kind="stable")[: n_samples - taken.sum()]
-    taken[largest] += 1
-    keys = np.random.PCG64(seed).random_raw(len(found))
-    chosen = [
-        members[np.argsort(keys[members], kind="stable")[:n]]
-        for members, n in (
-            (np.flatnonzero(found == c), n) for c, n in zip(classes, taken, strict=True)
-        )
-    ]
-    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+    keys = _raw(len(found), _SUBSET, seed)
+    comes_at = np.empty(len(found))
+    for label in np.unique(found):
+        members = np.flatnonzero(found == label)
+        members = members[np.argsort(keys[members], kind="stable")]
+        comes_at[members] = (2 * np.arange(len(members)) + 1) / (2 * len(members))
+    first = np.lexsort((found, comes_at))[:n_samples]
+    return torch.from_numpy(np.sort(first))
 
 
 def noisy(labels: Tensor, fraction: float, n_classes: int, seed: int) -> Tensor:
     """Labels of which round(fraction · n), chosen at random, are of another class, drawn uniformly.
 
     Symmetric label noise; a larger fraction of the same seed spoils the same samples and more.
+
+    Parameters
+    ----------
+    labels : (n,) int64, of `n_classes` ≥ 2 classes.
     """
-    raw = np.random.PCG64(seed).random_raw(2 * len(labels)).reshape(2, -1)
+    raw = _raw(2 * len(labels), _NOISE, seed).reshape(2, -1)
     spoilt = np.argsort(raw[0], kind="stable")[: round(fraction * len(labels))]
     found = labels.cpu().numpy().copy()
     shift = 1 + (raw[1, spoilt] % np.uint64(n_classes - 1)).astype(np.int64)
@@ -55,5 +58,9 @@ def noisy(labels: Tensor, fraction: float, n_classes: int, seed: int) -> Tensor:
 
 def permuted(labels: Tensor, seed: int) -> Tensor:
     """The same labels, each given to a sample drawn at random; class sizes stay."""
-    keys = np.random.PCG64(seed).random_raw(len(labels))
+    keys = _raw(len(labels), _PERMUTATION, seed)
     return labels.cpu()[torch.from_numpy(np.argsort(keys, kind="stable"))]
+
+
+def _raw(n: int, stream: int, seed: int) -> np.ndarray:
+    return np.random.PCG64((stream, seed)).random_raw(n)
