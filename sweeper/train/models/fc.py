@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Literal
 
 from torch import nn
 
-from sweeper.errors import ConfigError
-
-_NORMS: Mapping[str, Callable[[int], list[nn.Module]]] = {
-    "batch": lambda width: [nn.BatchNorm1d(width, affine=False)],
-    "layer": lambda width: [nn.LayerNorm(width, elementwise_affine=False)],
-    "none": lambda width: [],
-}
+from sweeper.train.models.layers import (
+    ACTIVATIONS,
+    Activation,
+    Norm,
+    check_affine,
+    check_widths,
+    vector_norm,
+)
 
 
 def fc(
     shape: tuple[int, ...],
     n_classes: int,
     widths: tuple[int, ...] = (128, 64),
-    norm: Literal["batch", "layer", "none"] = "batch",
+    activation: Activation = "relu",
+    norm: Norm = "batch",
+    affine: bool = False,
     dropout: float = 0.0,
 ) -> nn.Module:
     """Layers of linear → ReLU → norm → dropout, then a linear one to the classes.
 
-    Norms have no weights. With widths 1024, 512, 256, 128 and batch norm it is the `fc` of Mao et
-    al., PNAS 121(12), 2024, doi:10.1073/pnas.2310002121: 3,837,066 parameters on CIFAR-10.
+    Norms have no weights by default. With widths 1024, 512, 256, 128 and batch norm it is the
+    `fc` of Mao et al., PNAS 121(12), 2024, doi:10.1073/pnas.2310002121: 3,837,066 parameters on
+    CIFAR-10.
 
     Parameters
     ----------
@@ -36,13 +38,14 @@ def fc(
 
     Raises
     ------
-    ConfigError : a width is below 1.
+    ConfigError : an option does not fit.
     """
-    if any(width < 1 for width in widths):
-        raise ConfigError("widths", f"`{list(widths)}`", "whole numbers at least 1 are needed")
+    check_widths(widths, at_least_one=False)
+    check_affine(norm, affine, usual=False)
     layers: list[nn.Module] = [nn.Flatten()]
     n_in = math.prod(shape)
     for width in widths:
-        layers += [nn.Linear(n_in, width), nn.ReLU(), *_NORMS[norm](width), nn.Dropout(dropout)]
+        layers += [nn.Linear(n_in, width), ACTIVATIONS[activation]()]
+        layers += [*vector_norm(norm, width, affine), nn.Dropout(dropout)]
         n_in = width
     return nn.Sequential(*layers, nn.Linear(n_in, n_classes))
