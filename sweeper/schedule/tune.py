@@ -21,6 +21,7 @@ from sweeper.attempt import Order
 from sweeper.errors import SweeperError
 from sweeper.schedule.executor import Event, Failure, Runner
 from sweeper.schedule.leases import Leases
+from sweeper.train.sources.place import ROOT_VARIABLE, data_root
 from sweeper.trial import run_attempt
 
 POLL_SECONDS = 0.2  # how often the driver asks for events
@@ -112,7 +113,11 @@ class TuneExecutor:
         from ray import tune
 
         slot = tune.with_parameters(
-            _slot, queue=queue, runner=self._runner, import_path=list(sys.path)
+            _slot,
+            queue=queue,
+            runner=self._runner,
+            import_path=list(sys.path),
+            data_root=str(data_root()),
         )
         tune.Tuner(
             tune.with_resources(slot, {"cpu": self._threads, "gpu": self._gpus_per_slot()}),
@@ -144,7 +149,9 @@ def _forward(queue: Any, on_event: Callable[[Event], None]) -> None:
 # --- in the slot's process ------------------------------------------------------------------
 
 
-def _slot(config: dict[str, Any], queue: Any, runner: Runner, import_path: list[str]) -> None:
+def _slot(
+    config: dict[str, Any], queue: Any, runner: Runner, import_path: list[str], data_root: str
+) -> None:
     """Lease and run orders until none is left, or until one raises.
 
     After an exception the process ends and Tune starts another, so that no trial runs in what a
@@ -153,6 +160,7 @@ def _slot(config: dict[str, Any], queue: Any, runner: Runner, import_path: list[
     import ray
 
     sys.path[:] = list(dict.fromkeys([*import_path, *sys.path]))
+    os.environ[ROOT_VARIABLE] = data_root
     slot, stop = config["slot"], threading.Event()
     threading.Thread(target=_watch, args=(queue, stop), daemon=True).start()
     while True:

@@ -144,7 +144,9 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 def _require_imagenet() -> None:
-    require("imagenet", data_root() / "imagenet", ["train", "val"], IMAGENET_REMEDY)
+    place = data_root() / "imagenet"
+    absent = [split for split in IMAGENET_SIZES if not (place / split).is_dir()]
+    require("imagenet", place, absent, IMAGENET_REMEDY)
 
 
 def _load_imagenet(stored: int, side: int) -> Splits:

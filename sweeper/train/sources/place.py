@@ -21,21 +21,18 @@ def data_root() -> Path:
     return Path(os.environ.get(ROOT_VARIABLE) or "data").expanduser().absolute()
 
 
-def require(name: str, place: Path, names: list[str], remedy: str = "") -> None:
-    """Refuse a data set of which a file is absent; nothing is read.
+def require(name: str, place: Path, absent: list[str], remedy: str = "") -> None:
+    """Refuse a data set of which files are absent.
 
     Raises
     ------
     ConfigError : it says where it looked, and the command that puts the files there.
     """
-    absent = [found for found in names if not (place / found).exists()]
     if absent:
-        found = f"`{name}` is not in `{place}`"
-        if len(absent) < len(names):
-            found = f"`{name}` in `{place}` is without `{absent[0]}`"
+        is_begun = place.is_dir() and any(place.iterdir())
         raise ConfigError(
             "name",
-            found,
+            f"`{place}` is without `{absent[0]}`" if is_begun else f"`{name}` is not in `{place}`",
             f"data sets are in ${ROOT_VARIABLE}, else in `data` where sweeper is started",
             remedy or f"`sweeper data get {name} --root {data_root()}`",
         )

@@ -174,7 +174,8 @@ def _data_set(name: str) -> DataSet:
 
 
 def _require(name: str) -> None:
-    require(name, data_root() / name, [path for path, _ in _files(name)])
+    folder = data_root() / name
+    require(name, folder, absent(name, folder))
 
 
 def _load(name: str) -> Splits:
@@ -229,6 +230,11 @@ def _samples(read: Any) -> tuple[Tensor, Tensor]:
     elif x.shape[-1] == 3:  # torchvision holds Cifar with channels last
         x = x.permute(0, 3, 1, 2)
     return x.contiguous(), torch.from_numpy(np.array(y, dtype=np.int64))
+
+
+def absent(name: str, folder: Path) -> list[str]:
+    """The files of a data set that are not there; nothing is read."""
+    return [path for path, _ in _files(name) if not (folder / path).exists()]
 
 
 def damaged(name: str, folder: Path) -> str | None:

@@ -1,0 +1,173 @@
+"""`sweeper data`: parse, call `sweeper.train.sources`, say what is there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sweeper.errors import ConfigError, SweeperError, nearest
+from sweeper.registry import BUILT_IN
+
+app = typer.Typer(
+    help="Put data sets where training looks for them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set, e.g. cifar10.")]
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", metavar="DIR", help="Default: $SWEEPER_DATA, else data."),
+]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", min=1, help="As `data.image_size`. Default: 224.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_ALWAYS_THERE = ("digits", "synthetic")
+_LINE_SECONDS = 30.0
+
+
+@app.command()
+def get(name: Name, root: Root = None) -> None:
+    """Download the data set NAME and check it; what is there already is only checked."""
+    _known(name)
+    if name in _ALWAYS_THERE:
+        _say(f"{name} needs no files")
+        return
+    with _naming(f"data get {name}"):
+        _refuse_what_is_not_public(name)
+        from sweeper.train.sources.fetch import fetch
+        from sweeper.train.sources.place import data_root
+
+        place = _use(root) or data_root()
+        with contextlib.redirect_stdout(sys.stderr):
+            is_new = fetch(name, place, lambda: _say(f"{name}: waiting for another download"))
+    _say(f"{place / name}: {'downloaded and checked' if is_new else 'was there; checked'}")
+
+
+@app.command()
+def prepare(name: Name, image_size: ImageSize = None, root: Root = None) -> None:
+    """Decode and resize NAME (imagenet) once, into a copy that trains without decoding.
+
+    A copy that is there already is read and checked. At the default size it takes 262 GB.
+    """
+    _known(name)
+    if name != "imagenet":
+        raise SweeperError(f"data prepare {name}", "only `imagenet` is decoded while training")
+    _use(root)
+    with _naming(f"data prepare {name}"):
+        from sweeper.train.sources.folder import list_imagenet, stored_side
+        from sweeper.train.sources.place import data_root
+        from sweeper.train.sources.prepared import place_of, prepare
+
+        folder, (stored, _) = data_root() / name, stored_side(image_size)
+        names = {split: list_imagenet(split).names for split in ("train", "val")}
+        with _counted(sum(map(len, names.values()))) as progress:
+            is_new = prepare(
+                folder, stored, names, progress, lambda: _say(f"{name}: waiting for another copy")
+            )
+    _say(f"{place_of(folder, stored)}: {'made' if is_new else 'was there; checked'}")
+
+
+@app.command("list")
+def list_(root: Root = None, as_json: Json = False) -> None:
+    """Show which data sets are there. Reads no data."""
+    _use(root)
+    from sweeper.sections import DataConfig
+    from sweeper.train.data import present
+    from sweeper.train.sources.place import data_root
+
+    rows = {}
+    for name in sorted(set(BUILT_IN["data"]) - {"image_folder"}):
+        try:
+            present(DataConfig(name=name))
+        except ConfigError as error:
+            rows[name] = {"there": False, "found": error.found}
+        else:
+            copies = sorted(path.name for path in (data_root() / name).glob("prepared-*[0-9]"))
+            rows[name] = {"there": True, "found": ", ".join(["there", *copies])}
+    if as_json:
+        print(json.dumps({"root": str(data_root()), "data": rows}, indent=1))
+        return
+    print(f"{data_root()}")
+    for name, row in rows.items():
+        print(f"  {name:<14}{row['found']}")
+
+
+def _use(root: Path | None) -> Path | None:
+    """Make a root that was given that of this process."""
+    if root is None:
+        return None
+    from sweeper.train.sources.place import ROOT_VARIABLE, data_root
+
+    os.environ[ROOT_VARIABLE] = str(root)
+    return data_root()
+
+
+def _known(name: str) -> None:
+    if name not in BUILT_IN["data"]:
+        known = sorted(BUILT_IN["data"])
+        hint = nearest(name, known)
+        raise SweeperError("data", f"unknown data set `{name}`", f"known: {', '.join(known)}", hint)
+
+
+def _refuse_what_is_not_public(name: str) -> None:
+    if name == "imagenet":
+        from sweeper.train.sources.folder import IMAGENET_REMEDY
+
+        raise SweeperError("data get imagenet", "it cannot be downloaded", hint=IMAGENET_REMEDY)
+    if name == "image_folder":
+        raise SweeperError(
+            "data get image_folder",
+            "these are your own images",
+            "`PATH/train/CLASS/*` and `PATH/test/CLASS/*`, PATH being `data.path`",
+        )
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """What is wrong with a data set, said of the command."""
+    try:
+        yield
+    except ConfigError as error:
+        raise SweeperError(where, error.found, error.allowed, error.hint) from error
+
+
+@contextlib.contextmanager
+def _counted(total: int) -> Iterator[Callable[[int], None]]:
+    """A function that counts images: a bar on a terminal, a line per half-minute elsewhere."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("images", total=total)
+            yield lambda n: progress.advance(task, n)
+        return
+    done, started = 0, time.monotonic()
+    shown = started
+
+    def count(n: int) -> None:
+        nonlocal done, shown
+        done += n
+        if time.monotonic() - shown >= _LINE_SECONDS:
+            shown = time.monotonic()
+            left = (shown - started) / done * (total - done)
+            _say(f"{done:,}/{total:,} images, {left / 60:.0f} min left")
+
+    yield count
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
