@@ -111,7 +111,8 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     V − C · max(0, min(k, 4 − k, 1)), k = (n + 6 H) mod 6 with n = 5, 3, 1 for red, green, blue.
     """
     red, green, blue = x.split(1, dim=1)
-    low, value = torch.aminmax(x, dim=1, keepdim=True)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - low
     divisor = torch.where(chroma > 0, chroma, 1.0)  # grey has no hue; any will do, since C is 0
     from_red = (green - blue) / divisor
@@ -121,5 +122,5 @@ def turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     sixths = torch.where(value == red, from_red, sixths) + 6 * turn.view(-1, 1, 1, 1)
     n = 5 - 2 * torch.arange(3, device=x.device).view(-1, 1, 1)
     k = (sixths + n).remainder_(6)
-    share = torch.minimum(k, 4 - k).clamp_(0, 1)
-    return value - chroma * share
+    share = k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)  # min(k, 4 − k), cut off
+    return value - share.mul_(chroma)

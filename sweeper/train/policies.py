@@ -8,9 +8,11 @@ of these together cost one look-up.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, pad
+from torch.nn.functional import grid_sample
 
 from sweeper.errors import ConfigError
 from sweeper.train.colour import grey
@@ -67,11 +69,12 @@ def randaugment(x: Tensor, generator: Generator, num_ops: int = 2, magnitude: in
     if not 0 <= magnitude < N_LEVELS:
         allowed = f"a whole number from 0 to {N_LEVELS - 1}"
         raise ConfigError("magnitude", f"`{magnitude}`", allowed)
-    largest = (0.3, 0.3, 150 / 331 * width, 150 / 331 * height, 30.0, 0.9, 4.0)
+    largest = (0.3, 150 / 331 * width, 150 / 331 * height, 30.0, 0.9, 4.0)
+    table = magnitudes(largest, x.device)
     strength = torch.full((batch,), magnitude, device=x.device)
     pixels = x.mul(255).round_()
     for _ in range(num_ops):
-        pixels = transform(pixels, *draw_operations(strength, largest, generator))
+        pixels = transform(pixels, *draw_operations(strength, table, generator))
     return pixels.div_(255)
 
 
@@ -96,43 +99,55 @@ def trivialaugment(x: Tensor, generator: Generator) -> Tensor:
     """
     batch = image_shape(x, (1, 3))[0]
     strength = torch.randint(N_LEVELS, (batch,), generator=generator, device=x.device)
-    largest = (0.99, 0.99, 32.0, 32.0, 135.0, 0.99, 6.0)
-    pixels = x.mul(255).round_()
-    return transform(pixels, *draw_operations(strength, largest, generator)).div_(255)
+    table = magnitudes((0.99, 32.0, 32.0, 135.0, 0.99, 6.0), x.device)
+    return transform(x.mul(255).round_(), *draw_operations(strength, table, generator)).div_(255)
 
 
-def draw_operations(
-    strength: Tensor, largest: tuple[float, ...], generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """An operation for each sample and its magnitude, in the operation's own unit.
+@functools.lru_cache(maxsize=8)
+def magnitudes(largest: tuple[float, ...], device: torch.device) -> Tensor:
+    """The magnitude of each operation at each strength; made once, so that no step copies it.
+
+    Parameters
+    ----------
+    largest : at strength 30 of a shear, TranslateX and TranslateY (pixels), Rotate (degrees), a
+        colour (change of the factor), and the bits that Posterize takes away.
+
+    Returns
+    -------
+    table : (14, 31) float64, since torchvision has Python's numbers here, but of float32 values,
+        since its own come from there. Of Posterize the bits that stay, of Solarize the threshold
+        in [0, 1], 0 for what has no magnitude.
+    """
+    shear, *moves, colour, bits = largest
+    table = torch.zeros(len(OPERATIONS), N_LEVELS)
+    scales = (shear, shear, *moves, colour, colour, colour, colour)
+    for operation, scale in enumerate(scales, start=_SHEAR_X):
+        table[operation] = torch.linspace(0.0, scale, N_LEVELS)
+    table[_TRANSLATE_X : _TRANSLATE_Y + 1].trunc_()  # by whole pixels
+    table[_POSTERIZE] = (8 - torch.arange(N_LEVELS) / ((N_LEVELS - 1) / bits)).round()
+    table[_SOLARIZE] = torch.linspace(1.0, 0.0, N_LEVELS)
+    return table.to(device, torch.float64)
+
+
+def draw_operations(strength: Tensor, table: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """An operation for each sample and its magnitude; half of the signed ones are negative.
 
     Parameters
     ----------
     strength : (batch,) whole numbers from 0 to 30.
-    largest : magnitude at strength 30 of ShearX, ShearY, TranslateX, TranslateY (pixels), Rotate
-        (degrees), the four of colour (change of the factor), and bits that Posterize takes away.
+    table : (14, 31) of `magnitudes`.
 
     Returns
     -------
     operation : (batch,) int64, index in `OPERATIONS`.
-    magnitude : (batch,) float64, since torchvision has Python's numbers here; of Posterize the
-        bits that stay, of Solarize the threshold in [0, 1], 0 for what has no magnitude.
+    magnitude : (batch,) float64.
     """
     batch, device = len(strength), strength.device
     operation = torch.randint(len(OPERATIONS), (batch,), generator=generator, device=device)
     is_negative = torch.rand(batch, generator=generator, device=device) < 0.5
-    share = strength.to(torch.float64) / (N_LEVELS - 1)
-    sign = torch.where(is_negative, -1.0, 1.0).to(torch.float64)
-    magnitude = torch.zeros_like(share)
-    for kind, scale in zip(range(_SHEAR_X, _COLOR), largest, strict=False):
-        magnitude += (operation == kind) * scale
-    magnitude += ((operation >= _COLOR) & (operation <= _SHARPNESS)) * largest[5]
-    magnitude *= share * sign
-    is_translation = (operation == _TRANSLATE_X) | (operation == _TRANSLATE_Y)
-    magnitude = torch.where(is_translation, magnitude.trunc(), magnitude)
-    bits = 8 - (largest[6] * share).round()
-    magnitude = torch.where(operation == _POSTERIZE, bits, magnitude)
-    return operation, torch.where(operation == _SOLARIZE, 1 - share, magnitude)
+    magnitude = table[operation, strength]
+    is_signed = (operation >= _SHEAR_X) & (operation <= _SHARPNESS)
+    return operation, torch.where(is_signed & is_negative, -magnitude, magnitude)
 
 
 def transform(pixels: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
@@ -168,10 +183,15 @@ def _sharpen(pixels: Tensor, factor: Tensor) -> Tensor:
     if min(pixels.shape[-2:]) < 3:
         return pixels
     inner = pixels[..., 1:-1, 1:-1]
-    # The kernel is 1 all round a 5, over 13: a mean of nine and four times the middle.
-    blurred = (avg_pool2d(pixels, 3, 1) * 9).round_().add_(inner, alpha=4).div_(13).round_()
-    change = blurred.sub_(inner).mul_((1 - factor).to(torch.float32))
-    return (pixels + pad(change, (1,) * 4)).clamp_(0, 255).floor_()
+    # The kernel is 1 all round a 5, over 13: the sum of nine and four times the middle.
+    rows = pixels[..., :-2, :] + pixels[..., 1:-1, :]
+    rows += pixels[..., 2:, :]
+    total = torch.add(rows[..., 1:-1], inner, alpha=4)
+    total.add_(rows[..., :-2]).add_(rows[..., 2:])
+    change = total.div_(13).round_().sub_(inner).mul_((1 - factor).to(torch.float32))
+    sharp = pixels.clone()
+    sharp[..., 1:-1, 1:-1] += change
+    return sharp.clamp_(0, 255).floor_()
 
 
 def _move(pixels: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
@@ -185,14 +205,19 @@ def _move(pixels: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
     # hold the upper left corner.
     angle = torch.deg2rad(of(_ROTATE))
     cosine, sine, along, down = angle.cos(), angle.sin(), of(_SHEAR_X), of(_SHEAR_Y)
-    to_x = torch.stack((cosine, along - sine, along * height / 2 - of(_TRANSLATE_X)))
-    to_y = torch.stack((down + sine, cosine, down * width / 2 - of(_TRANSLATE_Y)))
-    to = torch.stack((to_x * (2 / width), to_y * (2 / height))).permute(2, 1, 0)
-    across = torch.arange(width, device=pixels.device) - (width - 1) / 2
-    along_height = torch.arange(height, device=pixels.device) - (height - 1) / 2
-    y, x = torch.meshgrid(along_height, across, indexing="ij")
-    here = torch.stack((x, y, torch.ones_like(x)), dim=-1).view(1, -1, 3)
-    grid = (here @ to.to(torch.float32)).view(-1, height, width, 2)
+    to_x = (cosine, along - sine, along * height / 2 - of(_TRANSLATE_X))
+    to_y = (down + sine, cosine, down * width / 2 - of(_TRANSLATE_Y))
+    x = torch.arange(width, device=pixels.device) - (width - 1) / 2
+    y = torch.arange(height, device=pixels.device) - (height - 1) / 2
+    grid = pixels.new_empty(len(pixels), height, width, 2)
+    for axis, (matrix, length) in enumerate(((to_x, width), (to_y, height))):
+        # Where a position is halfway between two pixels, rounding decides; so this is done in
+        # torchvision's order and precision.
+        of_x, of_y, constant = (
+            part.to(torch.float32).view(-1, 1, 1) / (0.5 * length) for part in matrix
+        )
+        torch.add(of_x * x, of_y * y[:, None], out=grid[..., axis])
+        grid[..., axis] += constant
     return grid_sample(pixels, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
 
@@ -220,7 +245,8 @@ def _look_up(
 
 def _stretch(pixels: Tensor, level: Tensor) -> Tensor:
     """Tables that map a channel's least level to 0 and its largest to 255."""
-    low, high = torch.aminmax(pixels.flatten(2), dim=2, keepdim=True)
+    channels = pixels.flatten(2)
+    low, high = channels.amin(2, keepdim=True), channels.amax(2, keepdim=True)
     scale = (high - low) * (1 / 255)
     stretched = ((level - low) / scale).clamp_(0, 255).floor_()
     return torch.where(low == high, level, stretched)
