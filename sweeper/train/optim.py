@@ -157,8 +157,10 @@ def torch_optimizer(name: str) -> Callable[..., Optimizer]:
     """The entry `torch/name`: the class of that name in `torch.optim`.
 
     Its options are the class's own, with their defaults, but for those that only choose how it
-    computes. `regularize.weight_decay` takes the place of the class's default. Adafactor waits for
-    the device at every step, because PyTorch's reads norms back.
+    computes. `regularize.weight_decay` takes the place of the class's default.
+
+    PyTorch's Adafactor, its ASGD, and its NAdam after a resume read numbers back from a GPU at
+    every step, and so wait for it; the others do not.
 
     Raises
     ------
@@ -169,11 +171,12 @@ def torch_optimizer(name: str) -> Callable[..., Optimizer]:
         raise ConfigError("name", f"`torch/{name}` {_REFUSED[name]}", "another optimizer")
     if name not in known:
         usable = [f"torch/{key}" for key in sorted(known) if key not in _REFUSED]
+        spelt = {key.lower(): key for key in known}.get(name.lower(), name)
         raise ConfigError(
             "name",
             f"`torch.optim` has no optimizer `{name}`",
             f"known: {', '.join(usable)}",
-            nearest(f"torch/{name}", usable),
+            nearest(f"torch/{spelt}", usable),
         )
     return _entry_of(name, known[name])
 
@@ -197,7 +200,6 @@ def _entry_of(name: str, kind: type[Any]) -> Callable[..., Optimizer]:
     ]
 
     def build(params: Params, lr: float, weight_decay: float, **given: Any) -> Optimizer:
-        listed = list(params)
         if "weight_decay" in parameters:
             given["weight_decay"] = weight_decay
         elif weight_decay:
@@ -205,9 +207,7 @@ def _entry_of(name: str, kind: type[Any]) -> Callable[..., Optimizer]:
             raise ConfigError("name", found, "`regularize.weight_decay` must be 0")
         if switch is not None:
             given[switch] = True
-        if name == "ASGD":  # keeps its rates on the device and else reads them back at every step
-            given["capturable"] = _on_gpu(listed)
-        return kind(listed, lr=lr, **given)
+        return kind(params, lr=lr, **given)
 
     leading = list(inspect.signature(build).parameters.values())[:3]
     build.__signature__ = inspect.Signature([*leading, *options])  # type: ignore[attr-defined]
@@ -222,11 +222,6 @@ def _without_tensors(annotation: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         return typing.Union[kept]  # noqa: UP007 - of a tuple
     return origin[kept] if origin is tuple else annotation
-
-
-def _on_gpu(params: list[Any]) -> bool:
-    first = params[0]["params"][0] if isinstance(params[0], dict) else params[0]
-    return bool(first.is_cuda)
 
 
 def parameter_groups(
