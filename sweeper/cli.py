@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,7 @@ import typer
 import sweeper
 from analysis.cli import app as analyze_app
 from sweeper.attempt import CHECKPOINT_SECONDS
+from sweeper.data_cli import app as data_app
 from sweeper.errors import SweeperError
 from sweeper.sweep_dir import SweepDir
 
@@ -38,6 +38,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(analyze_app, name="analyze")
+app.add_typer(data_app, name="data")
 
 
 class ExecutorName(enum.StrEnum):
@@ -60,7 +61,10 @@ Set = Annotated[
 ]
 MaxTrials = Annotated[int, typer.Option("--max-trials", help="Refuse a larger grid.")]
 AllowEmpty = Annotated[
-    bool, typer.Option("--allow-empty-exclude", help="Accept an `exclude` that matches nothing.")
+    bool,
+    typer.Option(
+        "--allow-empty-exclude", help="Accept an `exclude` or `when` that matches nothing."
+    ),
 ]
 ExecutorOption = Annotated[
     ExecutorName, typer.Option("--executor", help="`local`: one slot in this process; `tune`: Ray.")
@@ -94,14 +98,16 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what a launch of GRID would run. Changes nothing."""
+    from sweeper.plan_text import plan_fields, plan_lines
+
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints is no part of the plan
         expansion, made, folder, _ = _make_plan(
             grid, sweep_dir, set_, max_trials, allow_empty_exclude
         )
     if as_json:
-        _print_json(_plan_fields(expansion, made, folder))
+        _print_json(plan_fields(expansion, made, folder))
     else:
-        _print_plan(grid, expansion, made, folder)
+        print(*plan_lines(grid, expansion, made, folder), sep="\n")
 
 
 @app.command()
@@ -141,7 +147,7 @@ def resume(
     from sweeper.schedule.driver import Launch
 
     folder = SweepDir(directory).require()
-    made = _plan_of(read_plan(folder.plan), folder)
+    made = _plan_of(_still_buildable(read_plan(folder.plan)), folder)
     name = str(folder.read_manifest().get("name", directory.name))
     asked = Launch(name, None, limit, checkpoint_every, allow_code_change)
     _drive(folder, made, asked, executor, yes)
@@ -182,26 +188,33 @@ def _make_plan(
 ) -> tuple[Expansion, Plan, SweepDir, str]:
     """Expand the grid and plan it against what its directory holds; also the grid's text."""
     from sweeper.grid import expand, load_grid, text_of
+    from sweeper.train import check
 
     loaded = load_grid(grid, set_ or ())
-    expansion = expand(loaded, max_trials=max_trials, allow_empty_exclude=allow_empty)
+    expansion = expand(loaded, max_trials=max_trials, allow_empty_exclude=allow_empty, check=check)
     folder = SweepDir(sweep_dir or Path("runs") / expansion.name)
-    made = _plan_of(expansion.trials, folder, str(grid))
+    made = _plan_of(expansion.trials, folder)
     return expansion, made, folder, text_of(loaded, set_ or ())
 
 
-def _plan_of(trials: tuple[Trial, ...], folder: SweepDir, where: str = "") -> Plan:
-    """The plan of these trials, each of them known to be buildable."""
-    from sweeper.plan import check_stored, make_plan
-    from sweeper.schedule.driver import complete_trials
+def _still_buildable(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
+    """The trials of a stored plan, checked anew: a plug-in may have changed since."""
     from sweeper.train import check
-    from sweeper.trial import size_of
 
     for trial in trials:
         try:
             check(trial.config)
         except SweeperError as error:
-            raise error.within(f"{where}: trial {trial.trial_id}".lstrip(": ")) from error
+            raise error.within(f"trial {trial.trial_id}") from error
+    return trials
+
+
+def _plan_of(trials: tuple[Trial, ...], folder: SweepDir) -> Plan:
+    """The plan of these trials, given what their directory holds."""
+    from sweeper.plan import check_stored, make_plan
+    from sweeper.schedule.driver import complete_trials
+    from sweeper.trial import size_of
+
     complete = complete_trials(folder)
     check_stored(trials, complete)
     others = complete.keys() - {trial.trial_id for trial in trials}
@@ -213,7 +226,10 @@ def _plan_of(trials: tuple[Trial, ...], folder: SweepDir, where: str = "") -> Pl
 def _drive(folder: SweepDir, made: Plan, asked: Launch, executor: ExecutorName, yes: bool) -> None:
     from sweeper.display import display, duration
     from sweeper.schedule.driver import drive, threads_per_trial
+    from sweeper.train.data import present
 
+    for config in dict.fromkeys(trial.config.data for trial in made.todo):
+        present(config)
     n_todo = min(len(made.todo), asked.limit or len(made.todo))
     _say(
         f"{folder.path}: {len(made.trials)} trials, "
@@ -277,66 +293,6 @@ def _say(text: str) -> None:
 
 def _print_json(fields: Any) -> None:
     print(json.dumps(fields, indent=1))
-
-
-def _plan_fields(expansion: Expansion, made: Plan, folder: SweepDir) -> dict[str, Any]:
-    return {
-        "name": expansion.name,
-        "sweep_dir": str(folder.path),
-        "n_trials": len(made.trials),
-        "n_todo": len(made.todo),
-        "n_product": expansion.n_product,
-        "n_duplicates": expansion.n_duplicates,
-        "axes": {label: len(values) for label, values in expansion.axes},
-        "excluded": dict(expansion.excluded),
-        "n_snapshots": made.n_snapshots,
-        "n_bytes": made.n_bytes,
-        "n_files": made.n_files,
-        "seconds": _estimate(made, folder),
-    }
-
-
-def _values(values: Sequence[Any]) -> str:
-    """How many, and the first few, as YAML would have them."""
-    shown = [_value(value) for value in values[:6]]
-    return f"{len(values)}: " + ", ".join(shown + ["..."] * (len(values) > len(shown)))
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {item}" for key, item in value.items()) + "}"
-    return "null" if value is None else str(value)
-
-
-def _estimate(made: Plan, folder: SweepDir) -> float | None:
-    """Slot-seconds of what is left, from the trials that this sweep has finished."""
-    from sweeper.journal import Tally
-
-    finished = Tally.read(folder.status, folder.journal).trials.values()
-    seconds = [found["seconds"] for found in finished if "seconds" in found]
-    return round(sum(seconds) / len(seconds) * len(made.todo), 1) if seconds else None
-
-
-def _print_plan(grid: Path, expansion: Expansion, made: Plan, folder: SweepDir) -> None:
-    from sweeper.display import duration
-
-    print(f"{grid}: {len(made.trials):,} trials of {expansion.n_product:,} combinations")
-    rows = [(f"  axis {label}", _values(values)) for label, values in expansion.axes]
-    rows += [(f"  exclude {rule}", f"-{n:,}") for rule, n in expansion.excluded]
-    if expansion.n_duplicates:
-        rows.append(("  duplicates folded", f"-{expansion.n_duplicates:,}"))
-    seconds = _estimate(made, folder)
-    rows += [
-        (f"{folder.path}", f"{len(made.trials) - len(made.todo):,} complete"),
-        ("  to run", f"{len(made.todo):,} trials"),
-        ("  snapshots", f"{made.n_snapshots:,}"),
-        ("  predictions", f"{made.n_bytes / 1e6:,.1f} MB before compression"),
-        ("  files", f"about {made.n_files:,} when sealed"),
-        ("  time", "not yet measured" if seconds is None else f"{duration(seconds)} of one slot"),
-    ]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")
 
 
 def _print_status(directory: Path, found: Status) -> None:

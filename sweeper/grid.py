@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sweeper.axes import Axis, Zip
+from sweeper.blame import blamed
 from sweeper.coerce import coerce
+from sweeper.combinations import Combination, Combinations, scope
 from sweeper.config import Flat, TrialConfig, default_values, named_sections
-from sweeper.errors import ExpressionError, GridError, SweeperError, nearest
+from sweeper.errors import ConfigError, ExpressionError, GridError, SweeperError, nearest
 from sweeper.expression import Expression
-from sweeper.grid_file import Axis, Grid, load_grid, shown, text_of
+from sweeper.grid_file import Grid, load_grid, text_of
 from sweeper.registry import BUILT_IN
 
-__all__ = ["Axis", "Expansion", "Grid", "Trial", "expand", "load_grid", "text_of"]
+__all__ = ["Expansion", "Grid", "Trial", "expand", "load_grid", "text_of"]
 
 
 @dataclass(frozen=True)
@@ -27,131 +28,183 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Held:
+    """What a `when` did: the combinations it held for, and how many more there are for it."""
+
+    condition: str
+    n_combinations: int
+    n_added: int
+
+
+@dataclass(frozen=True)
 class Expansion:
     """A grid's trials in order, the last axis fastest, and how they came about.
 
-    `n_product` is the number of trials, plus those each rule removed, plus duplicates.
+    `n_product` is the number of trials, plus those each rule removed, plus duplicates; it is also
+    the product of the axes that stand under no `when`, plus what each `when` added.
     """
 
     name: str
     trials: tuple[Trial, ...]
-    axes: tuple[tuple[str, Sequence[Any]], ...]  # label, values (mappings where it has cases)
+    # Label, with the condition it has, and values: mappings where it has cases.
+    axes: tuple[tuple[str, Sequence[Any]], ...]
+    zips: tuple[Zip, ...]
+    whens: tuple[Held, ...]
     excluded: tuple[tuple[str, int], ...]  # rule, number of trials it was the first to remove
     n_product: int
     n_duplicates: int  # folded into an earlier trial of the same identity
 
 
+def _anything(config: TrialConfig) -> None:
+    """A check that all trials pass."""
+
+
 def expand(
-    grid: Grid, *, max_trials: int = 100_000, allow_empty_exclude: bool = False
+    grid: Grid,
+    *,
+    max_trials: int = 100_000,
+    allow_empty_exclude: bool = False,
+    check: Callable[[TrialConfig], None] = _anything,
 ) -> Expansion:
     """All trials of a grid.
 
-    For every combination: base and axes, then `derive` in file order, then `exclude`, and only
-    then validation, so that a rule can remove what would not be valid. Expressions see the
-    values, the defaults of fields and options, and None for what only other trials have.
+    For every combination: base and axes, the axes of each `when` that holds, then `derive` in file
+    order, then `exclude`, and only then validation, so that a rule can remove what would not be
+    valid. Expressions see the values, the defaults of fields and options, and None for what only
+    other trials have.
+
+    Parameters
+    ----------
+    allow_empty_exclude : accept an `exclude` that removes nothing and a `when` that never holds.
+    check : raises a ConfigError for a valid configuration that still cannot be trained.
 
     Raises
     ------
     SweeperError : too many trials or none, an invalid trial, an expression that fails, or a rule
-        that removes nothing; the path comes first.
+        that does nothing; the path comes first. Axis values that do not go together are named.
     """
     try:
-        expander = _Expander(grid)
-        expander.run(max_trials)
+        expander = _Expander(grid, check, max_trials)
+        expander.run()
         expander.check_outcome(allow_empty_exclude)
     except SweeperError as error:
         raise error.within(str(grid.path)) from error
+    combinations = expander.combinations
     return Expansion(
         name=grid.name,
         trials=tuple(Trial(trial_id, made) for trial_id, made in expander.trials.items()),
-        axes=tuple((axis.label, axis.values) for axis in grid.axes),
+        axes=tuple(_shown_axes(grid)),
+        zips=grid.zips + tuple(pair for when in grid.whens for pair in when.zips),
+        whens=tuple(
+            Held(when.condition.text, n_held, n_added)
+            for when, n_held, n_added in zip(
+                grid.whens, combinations.n_held, combinations.n_added, strict=True
+            )
+        ),
         excluded=expander.excluded,
-        n_product=expander.n_product,
+        n_product=combinations.n_product,
         n_duplicates=expander.n_duplicates,
     )
 
 
-class _Expander:
-    """Goes through the product of a grid's axes once, keeping trials and counting the rest."""
+def _shown_axes(grid: Grid) -> Iterator[tuple[str, Sequence[Any]]]:
+    yield from ((axis.label, axis.values) for axis in grid.axes)
+    for when in grid.whens:
+        for axis in when.axes:
+            yield f"{axis.label}, when {when.condition.text}", axis.values
 
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
-        self.n_product = math.prod(len(axis.values) for axis in grid.axes)
+
+class _Expander:
+    """Goes through a grid's combinations once, keeping trials and counting the rest."""
+
+    def __init__(self, grid: Grid, check: Callable[[TrialConfig], None], max_trials: int) -> None:
+        self.grid, self.check = grid, check
         self.n_duplicates = 0
         self.removed = [0] * len(grid.exclude)
         self.trials: dict[str, TrialConfig] = {}
-        self.absent: Flat = {}  # every name in use: None, unless a trial has it
+        self.absent: Flat = dict.fromkeys(_check_names(grid))
+        self.combinations = Combinations(grid, self.absent, max_trials)
 
     @property
     def excluded(self) -> tuple[tuple[str, int], ...]:
         rules = (rule.text for rule in self.grid.exclude)
         return tuple(zip(rules, self.removed, strict=True))
 
-    def run(self, max_trials: int) -> None:
-        if self.n_product > max_trials:
-            found = f"{self.n_product:,} trials before `exclude`"
-            hint = "--max-trials allows more"
-            raise GridError("axes", found, f"at most {max_trials:,}", hint)
-        self.absent = dict.fromkeys(_check_names(self.grid))
-        for values in itertools.product(*(axis.values for axis in self.grid.axes)):
+    def run(self) -> None:
+        if self.grid.whens and self.combinations.may_exceed:
+            for _ in Combinations(self.grid, self.absent, self.combinations.limit):
+                pass  # refuse what is too many before any trial is made
+        for found in self.combinations:
             try:
-                self._add(values)
+                self._add(found)
+            except ConfigError as error:
+                blame = blamed(error, found, self._outcome)
+                raise blame or error.within(str(found)) from error
             except SweeperError as error:
-                raise error.within(_label(self.grid.axes, values)) from error
+                raise error.within(str(found)) from error
 
-    def _add(self, values: Sequence[Any]) -> None:
-        flat = dict(self.grid.base)
-        for axis, value in zip(self.grid.axes, values, strict=True):
-            flat |= axis.settings(value)
+    def _add(self, found: Combination) -> None:
+        flat = self.grid.base | found.given
         if self.grid.derive or self.grid.exclude:
-            scope = _derive(self.grid.derive, flat, self.absent)
+            seen = _derive(self.grid.derive, flat, self.absent)
             for i, rule in enumerate(self.grid.exclude):
-                if rule.holds(scope):
+                if rule.holds(seen):
                     self.removed[i] += 1
                     return
-        self._keep(
-            TrialConfig.from_flat({k: v for k, v in flat.items() if not k.startswith("let.")})
-        )
+        self._keep(_config(flat))
 
     def _keep(self, made: TrialConfig) -> None:
         known = self.trials.setdefault(made.trial_id, made)
         if known.identity != made.identity:
             found = f"two configurations have the id `{made.trial_id}`"
             raise GridError("trial", found, "ids are unique", "change either, for example its seed")
-        self.n_duplicates += known is not made
+        if known is made:
+            self.check(made)
+        else:
+            self.n_duplicates += 1
+
+    def _outcome(self, chosen: Mapping[Axis, Any]) -> SweeperError | None:
+        """What is wrong with the trial of these axis values, were it not excluded."""
+        try:
+            flat = self.grid.base | self.combinations.settled(chosen).given
+            _derive(self.grid.derive, flat, self.absent)
+            self.check(_config(flat))
+        except SweeperError as error:
+            return error
+        return None
 
     def check_outcome(self, allow_empty_exclude: bool) -> None:
+        n_product, hint = self.combinations.n_product, "--allow-empty-exclude, if this is meant"
         if not self.trials:
-            raise GridError("exclude", f"0 of {self.n_product:,} trials left", "a sweep has some")
+            raise GridError("exclude", f"0 of {n_product:,} trials left", "a sweep has some")
+        if allow_empty_exclude:
+            return
+        for i, when in enumerate(self.grid.whens):
+            if not self.combinations.n_held[i]:
+                found = f"`{when.condition.text}` holds for no combination of the axes before it"
+                raise GridError(f"when[{i}]", found, "every condition holds for some", hint)
         for i, (text, n_removed) in enumerate(self.excluded):
-            if not n_removed and not allow_empty_exclude:
+            if not n_removed:
                 found = f"`{text}` removes no trial that the rules before it left"
-                hint = "--allow-empty-exclude, if this is meant"
                 raise GridError(f"exclude[{i}]", found, "every rule removes some", hint)
 
 
-def _label(axes: Sequence[Axis], values: Sequence[Any]) -> str:
-    """The axis values that make one trial, for errors about it."""
-    given = (f"{axis.label}={shown(value)}" for axis, value in zip(axes, values, strict=True))
-    return f"trial `{', '.join(given)}`" if axes else "its only trial"
-
-
-def _scope(flat: Flat, absent: Flat) -> Flat:
-    return absent | default_values(flat) | flat
+def _config(flat: Flat) -> TrialConfig:
+    return TrialConfig.from_flat({k: v for k, v in flat.items() if not k.startswith("let.")})
 
 
 def _derive(rules: Mapping[str, Expression], flat: Flat, absent: Flat) -> Flat:
     """Add the derived values to `flat`, and give the scope that rules see."""
-    scope = _scope(flat, absent)
+    seen = scope(absent, flat)
     for key, expression in rules.items():
-        value = expression(scope)
+        value = expression(seen)
         # 12 significant digits: 0.1 * 3 and 0.3 are one learning rate, and one id.
         flat[key] = float(f"{value:.12g}") if isinstance(value, float) else value
-        scope[key] = flat[key]
+        seen[key] = flat[key]
         if key.removesuffix(".name") in named_sections():
             coerce(key, value, str)
-            scope = _scope(flat, absent)
-    return scope
+            seen = scope(absent, flat)
+    return seen
 
 
 # --- which names there are --------------------------------------------------------------------
@@ -159,8 +212,13 @@ def _derive(rules: Mapping[str, Expression], flat: Flat, absent: Flat) -> Flat:
 
 def _check_names(grid: Grid) -> set[str]:
     """The names that expressions use, each of which some trial has by then."""
-    known = _names(grid)
     used: set[str] = set()
+    for i, when in enumerate(grid.whens):
+        axes = [*grid.axes, *(axis for before in grid.whens[:i] for axis in before.axes)]
+        _check_known(f"when[{i}]: if", when.condition, _names(grid, axes, ()), grid.derive)
+        used |= when.condition.names
+    axes = [*grid.axes, *(axis for when in grid.whens for axis in when.axes)]
+    known = _names(grid, axes, grid.derive)
     for key, expression in grid.derive.items():
         _check_known(f"derive: {key}", expression, known, grid.derive)
         known.add(key)
@@ -172,34 +230,34 @@ def _check_names(grid: Grid) -> set[str]:
 
 
 def _check_known(
-    where: str, expression: Expression, known: set[str], derived: Mapping[str, Any] | tuple[()]
+    where: str, expression: Expression, known: set[str], derived: Collection[str]
 ) -> None:
     for name in sorted(expression.names - known):
-        later = "`derive` goes in file order" if name in derived else ""
+        later = "`derive` goes in file order, after all axes" if name in derived else ""
         quotes = "" if "." in name else f"a string needs quotes: '{name}'"
         hint = later or nearest(name, known) or quotes
         found = f"`{expression.text}`: unknown name `{name}`"
         raise ExpressionError(where, found, "names are what some trial of the grid has", hint)
 
 
-def _names(grid: Grid) -> set[str]:
-    """What some trial has before `derive`: values, fields, and options of the entries named."""
-    known = set(grid.base).union(*(axis.keys for axis in grid.axes)) | set(default_values({}))
+def _names(grid: Grid, axes: Sequence[Axis], derived: Collection[str]) -> set[str]:
+    """What some trial has by these axes: values, fields, and options of the entries named."""
+    known = set(grid.base).union(*(axis.keys for axis in axes)) | set(default_values({}))
     for section in named_sections():
         key = f"{section}.name"
-        for name in _values(grid, key):
+        for name in _values(grid.base, axes, key):
             known |= set(default_values({key: coerce(key, name, str)}))
-        if key in grid.derive:
+        if key in derived:
             for name in BUILT_IN[section.rpartition(".")[2]]:
                 known |= set(default_values({key: name}))
     return known
 
 
-def _values(grid: Grid, key: str) -> Iterator[Any]:
+def _values(base: Flat, axes: Sequence[Axis], key: str) -> Iterator[Any]:
     """All values that the base and the axes give a key."""
-    if key in grid.base:
-        yield grid.base[key]
-    for axis in grid.axes:
+    if key in base:
+        yield base[key]
+    for axis in axes:
         if key in axis.keys:
             settings = (axis.settings(value) for value in axis.values)
             yield from (given[key] for given in settings if key in given)

@@ -1,43 +1,49 @@
 """A grid file, read: keys dotted, expressions compiled, structure checked, nothing expanded.
 
-A grid has a `name`, a `base` that all trials share, `axes` whose product is taken, `derive` for
-values computed from others and `exclude` for combinations left out. Names that start with `let.`
-are variables of the grid: expressions see them, trials and their ids do not.
+A grid has a `name`, a `base` that all trials share, `axes` whose product is taken, `zip` for axes
+that advance together, `when` for axes under a condition, `derive` for values computed from others
+and `exclude` for combinations left out. Names that start with `let.` are variables of the grid:
+expressions see them, trials and their ids do not.
 """
 
 from __future__ import annotations
 
-import functools
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeper.config import Flat, check_keys, schema, sections
+from sweeper.axes import Axis, Zip, read_axes
+from sweeper.config import Flat
 from sweeper.errors import GridError, SweeperError, nearest
 from sweeper.expression import Expression, parse
+from sweeper.grid_keys import flat_of, leaves, mapping_at, shown
 from sweeper.yaml_file import dump_mapping, load_mapping, read_text
 
-KEYS = ("name", "base", "axes", "derive", "exclude")
-NOT_YET = ("zip", "when")
+KEYS = ("name", "base", "axes", "zip", "when", "derive", "exclude")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it becomes a folder's name
-_MAX_RANGE = 10**15  # the bounds of a `range`, in magnitude
-_RANGE = "{range: [first, end]} or {range: [first, end, step]}"
+_WHEN_KEYS = ("if", "axes", "zip")
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One axis of the product: plain values of the key `label`, or cases that set `keys`."""
+class When:
+    """Axes that only the combinations have for which `condition` holds."""
 
-    label: str
-    values: Sequence[Any]
-    keys: frozenset[str]
-    has_cases: bool = False
+    condition: Expression
+    axes: tuple[Axis, ...]
+    zips: tuple[Zip, ...]
 
-    def settings(self, value: Any) -> Flat:
-        """What one of the axis's values sets, by dotted name."""
-        return dict(value) if self.has_cases else {self.label: value}
+    @property
+    def keys(self) -> frozenset[str]:
+        """What its axes set."""
+        return frozenset[str]().union(*(axis.keys for axis in self.axes))
+
+    @property
+    def n_combinations(self) -> int:
+        """The size of its axes' product."""
+        return math.prod(len(axis.values) for axis in self.axes)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Grid:
     name: str
     base: Flat
     axes: tuple[Axis, ...]
+    zips: tuple[Zip, ...]
+    whens: tuple[When, ...]
     derive: Mapping[str, Expression]
     exclude: tuple[Expression, ...]
 
@@ -63,14 +71,16 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
         document = load_mapping(read_text(path))
         _check_top(document)
         base, given = _section(document, "base"), _overrides(overrides)
-        axes = tuple(_axis(label, values) for label, values in _mapping(document, "axes").items())
+        (axes, zips), whens = read_axes(document), _whens(document.get("when"))
         derive = _derived(document)
-        _check_one_source(axes, derive, base, given)
+        _check_one_source(axes, whens, derive, base, given)
         return Grid(
             path=path,
             name=_name(document.get("name")),
             base=base | given,
             axes=axes,
+            zips=zips,
+            whens=whens,
             derive=derive,
             exclude=_rules(document.get("exclude")),
         )
@@ -91,8 +101,6 @@ def text_of(grid: Grid, overrides: Sequence[str]) -> str:
 def _check_top(document: Mapping[Any, Any]) -> None:
     known = f"a grid has the keys {', '.join(KEYS)}"
     for key in document:
-        if key in NOT_YET:
-            raise GridError(key, "not there yet in this version", known)
         if key not in KEYS:
             raise GridError(str(key), "unknown key", known, nearest(str(key), KEYS))
 
@@ -107,72 +115,20 @@ def _name(given: Any) -> str:
     return given
 
 
-def _mapping(document: Mapping[Any, Any], key: str) -> dict[Any, Any]:
-    given = document.get(key)
-    if given is None:
-        return {}
-    if not isinstance(given, dict):
-        raise GridError(key, f"`{shown(given)}`", "a mapping is needed")
-    return given
-
-
 def _section(document: Mapping[Any, Any], key: str) -> Flat:
     """A top-level mapping by dotted names, each of which some trial could have."""
     try:
-        return _flat(_leaves(_mapping(document, key), ""))
+        return flat_of(leaves(mapping_at(document, key)))
     except SweeperError as error:
         raise error.within(key) from error
 
 
 def _derived(document: Mapping[Any, Any]) -> dict[str, Expression]:
     # Expressions first: `{seed: max(a, b)}` is two keys to YAML, and the first says what is wrong.
-    leaves = list(_leaves(_mapping(document, "derive"), ""))
-    parsed = {key: _expression(f"derive: {key}", text) for key, text in leaves}
+    given = leaves(mapping_at(document, "derive"))
+    parsed = {key: _expression(f"derive: {key}", text) for key, text in given}
     _section(document, "derive")
     return parsed
-
-
-def _leaves(given: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested mappings."""
-    for key, value in given.items():
-        if not isinstance(key, str):
-            raise GridError(f"{prefix}{key}", "a key that is not a name", "keys are dotted names")
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _flat(leaves: Iterable[tuple[str, Any]]) -> Flat:
-    flat: Flat = {}
-    for key, value in leaves:
-        if key in flat:
-            raise GridError(key, "given twice", "each key once, nested or dotted")
-        _check_key(key)
-        _check_value(key, value)
-        flat[key] = value
-    return flat
-
-
-def _check_key(key: str) -> None:
-    if key in _all_sections():
-        fields = [name for name in schema() if name.startswith(f"{key}.")]
-        raise GridError(key, "a section, not a field", f"its fields are {', '.join(fields)}")
-    if not (key.startswith("let.") and key.removeprefix("let.").isidentifier()):
-        check_keys([key])
-
-
-def _check_value(key: str, value: Any) -> None:
-    for item in value if isinstance(value, list) else ():
-        if isinstance(item, dict):
-            raise GridError(key, "a mapping in a list", "plain values, and lists of them")
-        _check_value(key, item)
-
-
-@functools.cache
-def _all_sections() -> frozenset[str]:
-    """The dotted names of all sections, nested ones too."""
-    return frozenset(name.rpartition(".")[0] for name in schema() if "." in name)
 
 
 def _overrides(given: Sequence[str]) -> Flat:
@@ -192,81 +148,57 @@ def _overrides(given: Sequence[str]) -> Flat:
     return flat
 
 
-# --- axes -------------------------------------------------------------------------------------
+# --- when -------------------------------------------------------------------------------------
 
 
-def _axis(label: Any, given: Any) -> Axis:
-    if not isinstance(label, str):
-        raise GridError(f"axes: {label}", "a label that is not a name", "labels are dotted names")
+def _whens(given: Any) -> tuple[When, ...]:
+    if given is not None and not isinstance(given, list):
+        raise GridError("when", f"`{shown(given)}`", "a list of mappings is needed")
+    return tuple(_when(f"when[{i}]", item) for i, item in enumerate(given or ()))
+
+
+def _when(where: str, given: Any) -> When:
+    if not isinstance(given, dict):
+        raise GridError(where, f"`{shown(given)}`", "{if: an expression, axes: {...}} is needed")
+    for key in given:
+        if key not in _WHEN_KEYS:
+            known = f"a `when` has the keys {', '.join(_WHEN_KEYS)}"
+            raise GridError(f"{where}: {key}", "unknown key", known, nearest(str(key), _WHEN_KEYS))
+    for key in ("if", "axes"):
+        if not given.get(key):
+            allowed = "a `when` has a condition `if` and the `axes` that it adds"
+            raise GridError(f"{where}: {key}", "missing", allowed)
+    condition = _expression(f"{where}: if", given["if"])
     try:
-        values = _range(label, given["range"]) if _is_range(given) else given
-        if not isinstance(values, (list, range)):
-            raise GridError(label, f"`{shown(given)}`", f"a list, {_RANGE}")
-        if not values:
-            raise GridError(label, "no values", "an axis has at least one")
-        if any(isinstance(value, dict) for value in values[:1]):
-            return _axis_of_cases(label, list(values))
-        _check_key(label)
-        _check_value(label, values)
+        axes, zips = read_axes(given)
     except SweeperError as error:
-        raise error.within("axes") from error
-    return Axis(label, values, frozenset({label}))
+        raise error.within(where) from error
+    return When(condition, axes, zips)
 
 
-def _is_range(given: Any) -> bool:
-    return isinstance(given, dict) and list(given) == ["range"]
-
-
-def _range(label: str, given: Any) -> range:
-    """The whole numbers of `[first, end]` or `[first, end, step]`, the end left out."""
-    whole = isinstance(given, list) and all(type(item) is int for item in given)
-    if not whole or len(given) not in (2, 3) or max(map(abs, given)) > _MAX_RANGE:
-        raise GridError(label, f"range `{shown(given)}`", f"{_RANGE}, whole numbers up to 10^15")
-    if given[2:] and given[2] < 1:
-        raise GridError(label, f"range with step `{given[2]}`", "a step of at least 1")
-    return range(*given)
-
-
-def _axis_of_cases(label: str, values: list[Any]) -> Axis:
-    cases = []
-    for i, value in enumerate(values):
-        if not isinstance(value, dict):
-            found = f"`{shown(value)}` among mappings"
-            raise GridError(label, found, "an axis holds plain values or mappings, not both")
-        try:
-            cases.append(_flat((_absolute(label, key), leaf) for key, leaf in _leaves(value, "")))
-        except SweeperError as error:
-            raise error.within(f"{label}[{i}]") from error
-    return Axis(label, cases, frozenset[str]().union(*cases), has_cases=True)
-
-
-def _absolute(label: str, key: str) -> str:
-    """A case's key: absolute if it says so itself, relative to the axis's section otherwise."""
-    section = key.partition(".")[0]
-    if key in schema() or section == "let" or ("." in key and section in sections()):
-        return key
-    if label in _all_sections():
-        return f"{label}.{key}"
-    allowed = f"`{label}` is no section, so keys here are whole, as in `optim.lr`"
-    raise GridError(key, "unknown key", allowed, nearest(key, schema()))
+# --- one source for every value ---------------------------------------------------------------
 
 
 def _check_one_source(
-    axes: Sequence[Axis], derive: Mapping[str, Any], base: Flat, given: Flat
+    axes: Sequence[Axis],
+    whens: Sequence[When],
+    derive: Mapping[str, Any],
+    base: Flat,
+    given: Flat,
 ) -> None:
-    """Refuse a key with two sources; only a case may override a value of the base."""
-    source: dict[str, str] = {}
-    for key, setter in [
-        (key, f"axis `{axis.label}`") for axis in axes for key in sorted(axis.keys)
-    ]:
-        if key in source:
-            raise GridError("axes", f"`{key}` is set by {source[key]} and {setter}", "one axis")
-        source[key] = setter
-    plain = {axis.label: source[axis.label] for axis in axes if not axis.has_cases}
+    """Refuse a key with two sources; only a case or a `when` may override a value of the base.
+
+    Whether a case and a `when`, or two of these, meet in one trial shows in the expansion.
+    """
+    plain = {key: f"axis `{axis.label}`" for axis in axes for key in axis.plain}
+    varied = {key: f"axis `{axis.label}`" for axis in axes for key in axis.keys}
+    later = {key: f"`when[{i}]`" for i, when in enumerate(whens) for key in when.keys}
+    derived = dict.fromkeys(derive, "`derive`")
     for where, keys, taken in (
-        ("derive", derive, source),
-        ("--set", given, source | dict.fromkeys(derive, "`derive`")),
-        ("base", base, plain | dict.fromkeys(derive, "`derive`")),
+        *((f"when[{i}]", sorted(when.keys), plain) for i, when in enumerate(whens)),
+        ("derive", derive, varied | later),
+        ("--set", given, varied | later | derived),
+        ("base", base, plain | derived),
     ):
         for key in keys:
             if key in taken:
@@ -286,9 +218,3 @@ def _rules(given: Any) -> tuple[Expression, ...]:
     if given is not None and not isinstance(given, list):
         raise GridError("exclude", f"`{shown(given)}`", "a list of expressions is needed")
     return tuple(_expression(f"exclude[{i}]", text) for i, text in enumerate(given or ()))
-
-
-def shown(value: Any) -> str:
-    """A value in an error's text, cut to one line's length."""
-    text = "null" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

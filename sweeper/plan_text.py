@@ -1,0 +1,97 @@
+"""What `sweeper plan` says: of a grid, what each rule did; of a launch, how much it would run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeper.display import duration
+from sweeper.grid import Expansion
+from sweeper.journal import Tally
+from sweeper.plan import Plan
+from sweeper.sweep_dir import SweepDir
+
+Rows = Iterator[tuple[str, str]]
+_WIDTH, _LONGEST = 60, 100  # of names and of values in characters, where they allow it
+
+
+def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir) -> dict[str, Any]:
+    """The plan for `--json`; `seconds` is slot time, None before anything has run."""
+    return {
+        "name": expansion.name,
+        "sweep_dir": str(folder.path),
+        "n_trials": len(made.trials),
+        "n_todo": len(made.todo),
+        "n_product": expansion.n_product,
+        "n_duplicates": expansion.n_duplicates,
+        "axes": {label: len(values) for label, values in expansion.axes},
+        "zip": [
+            {"axes": pair.labels, "before": pair.n_product, "after": pair.n_values}
+            for pair in expansion.zips
+        ],
+        "when": [
+            {"if": when.condition, "combinations": when.n_combinations, "added": when.n_added}
+            for when in expansion.whens
+        ],
+        "excluded": dict(expansion.excluded),
+        "n_snapshots": made.n_snapshots,
+        "n_bytes": made.n_bytes,
+        "n_files": made.n_files,
+        "seconds": _estimate(made, folder),
+    }
+
+
+def plan_lines(grid: Path, expansion: Expansion, made: Plan, folder: SweepDir) -> Iterator[str]:
+    """The plan for people, one fact a line."""
+    yield f"{grid}: {len(made.trials):,} trials of {expansion.n_product:,} combinations"
+    rows = [*_grid_rows(expansion), *_launch_rows(made, folder)]
+    width = max(len(name) for name, _ in rows if len(name) <= _WIDTH)
+    yield from (f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _grid_rows(expansion: Expansion) -> Rows:
+    """The axes and what every rule did to their product."""
+    for label, values in expansion.axes:
+        yield f"  axis {label}", _values(values)
+    for pair in expansion.zips:
+        yield f"  zip {' + '.join(pair.labels)}", f"{pair.n_values:,} of {pair.n_product:,}"
+    for when in expansion.whens:
+        at = f"{when.n_combinations:,} combination{'s' * (when.n_combinations != 1)}"
+        yield f"  when {when.condition}", f"+{when.n_added:,}, for {at}"
+    for rule, n_removed in expansion.excluded:
+        yield f"  exclude {rule}", f"-{n_removed:,}"
+    if expansion.n_duplicates:
+        yield "  duplicates folded", f"-{expansion.n_duplicates:,}"
+
+
+def _launch_rows(made: Plan, folder: SweepDir) -> Rows:
+    """What is left to run, and what it will take."""
+    seconds = _estimate(made, folder)
+    yield f"{folder.path}", f"{len(made.trials) - len(made.todo):,} complete"
+    yield "  to run", f"{len(made.todo):,} trials"
+    yield "  snapshots", f"{made.n_snapshots:,}"
+    yield "  predictions", f"{made.n_bytes / 1e6:,.1f} MB before compression"
+    yield "  files", f"about {made.n_files:,} when sealed"
+    yield "  time", "not yet measured" if seconds is None else f"{duration(seconds)} of one slot"
+
+
+def _values(values: Sequence[Any]) -> str:
+    """How many, and the first few, as YAML would have them: at least one, no long line."""
+    shown = [_value(value) for value in values[:6]]
+    while len(shown) > 1 and sum(map(len, shown)) > _LONGEST:
+        shown.pop()
+    return f"{len(values):,}: " + ", ".join(shown + ["..."] * (len(values) > len(shown)))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {item}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value)
+
+
+def _estimate(made: Plan, folder: SweepDir) -> float | None:
+    """Slot-seconds of what is left, from the trials that this sweep has finished."""
+    finished = Tally.read(folder.status, folder.journal).trials.values()
+    seconds = [found["seconds"] for found in finished if "seconds" in found]
+    return round(sum(seconds) / len(seconds) * len(made.todo), 1) if seconds else None

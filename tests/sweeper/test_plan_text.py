@@ -1,0 +1,62 @@
+import pytest
+
+from sweeper.grid import expand, load_grid
+from sweeper.plan import Size, make_plan
+from sweeper.plan_text import plan_fields, plan_lines
+from sweeper.sweep_dir import SweepDir
+
+SECTIONS = {
+    "axes": {
+        "augment.name": ["none", "shift"],
+        "seed": [0, 1, 2],
+        "let.a": [5, 6, 7],
+        "optim": [{"batch_size": n} for n in range(1, 30)],
+    },
+    "zip": [["seed", "let.a"]],
+    "when": [{"if": "augment.name == 'shift'", "axes": {"augment.pixels": [1, 2, 1]}}],
+    "exclude": ["optim.batch_size > 2", "let.a == 6"],
+}
+
+
+@pytest.fixture
+def planned(grid_file, tmp_path):
+    """What the two functions are given, for a grid in which every rule does something."""
+    path = grid_file(**SECTIONS)
+    expansion = expand(load_grid(path))
+    made = make_plan(expansion.trials, (), lambda config: Size(3, 100))
+    return path, expansion, made, SweepDir(tmp_path / "sweep")
+
+
+def test_the_plan_shows_what_each_rule_did(planned):
+    first, *lines = plan_lines(*planned)
+    assert first.endswith("g.yaml: 12 trials of 348 combinations")
+    rows = dict(line.strip().split("  ", 1) for line in lines)
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows["axis seed + let.a"] == "3: {seed: 0, let.a: 5}, {seed: 1, let.a: 6}, " + (
+        "{seed: 2, let.a: 7}"
+    )
+    assert rows["axis augment.pixels, when augment.name == 'shift'"] == "3: 1, 2, 1"
+    assert rows["zip seed + let.a"] == "3 of 9"
+    assert rows["when augment.name == 'shift'"] == "+174, for 87 combinations"
+    assert rows["exclude optim.batch_size > 2"] == "-324"
+    assert rows["exclude let.a == 6"] == "-8"
+    assert rows["duplicates folded"] == "-4"
+    assert rows["to run"] == "12 trials"
+    assert max(map(len, lines)) < 180, "an axis of many cases is cut short"
+
+
+def test_the_counts_of_the_json_add_up(planned):
+    fields = plan_fields(*planned[1:])
+    assert fields["axes"] == {
+        "augment.name": 2,
+        "seed + let.a": 3,
+        "optim": 29,
+        "augment.pixels, when augment.name == 'shift'": 3,
+    }
+    assert fields["zip"] == [{"axes": ("seed", "let.a"), "before": 9, "after": 3}]
+    assert fields["when"] == [
+        {"if": "augment.name == 'shift'", "combinations": 87, "added": 174},
+    ]
+    assert fields["n_product"] == 2 * 3 * 29 + 174
+    removed = sum(fields["excluded"].values())
+    assert fields["n_product"] == fields["n_trials"] + removed + fields["n_duplicates"]
