@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from sweeper.errors import CheckpointError
+from sweeper.registry import BUILT_IN
 from sweeper.train import checkpoint
 from sweeper.train.build import build_model, draw_weights
 from sweeper.train.loop import train
+from tests.pairs import pairwise
 
 
 def recorded(moments):
@@ -57,7 +59,9 @@ def test_networks_start_from_their_seed(trial, init):
 
 def test_building_a_network_leaves_the_global_generator_alone(trial):
     config, before = trial(), torch.get_rng_state()
-    draw_weights(build_model(config.data, config.model, config.regularize, seed=5), config.init, seed=5)
+    draw_weights(
+        build_model(config.data, config.model, config.regularize, seed=5), config.init, seed=5
+    )
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -95,49 +99,64 @@ def test_dropout_of_a_step_does_not_depend_on_the_steps_before(trial):
 # --- resume ---------------------------------------------------------------------------------
 
 
-# Every optimizer meets every schedule, augmentation and amount of dropout; models take turns.
-RESUMED = [
-    {
-        "optim.name": optimizer,
-        "optim.lr": 0.01,
-        "optim.schedule.name": schedule,
-        "optim.schedule.warmup_epochs": 0.5 * (row % 2),
-        "augment.name": augment,
-        "regularize.dropout": dropout,
-        "model": ("fc", "cnn", "vit")[(row + column) % 3],
-        "seed": 10 * row + column,
-    }
-    for row, optimizer in enumerate(("sgd", "sgd-nesterov", "adam", "adamw"))
-    for column, (schedule, augment, dropout) in enumerate(
-        [
-            ("constant", "none", 0.0),
-            ("cosine", "shift", 0.0),
-            ("cosine", "none", 0.3),
-            ("constant", "shift", 0.3),
-        ]
-    )
-]
-SMALL = {
+# Every two values of different axes meet in some trial.
+NETWORKS = {
     "fc": {"model.widths": [16]},
     "cnn": {"model.widths": [4, 4]},
     "vit": {"model.patch": 4, "model.dim": 8, "model.heads": 2, "model.mlp": 8, "model.depth": 1},
 }
+RESUMED = pairwise(
+    {
+        "optim.name": [*BUILT_IN["optim"], "torch/NAdam", "torch/Rprop", "torch/ASGD"],
+        "optim.schedule.name": [*BUILT_IN["schedule"]],
+        "optim.schedule.warmup_epochs": [0.0, 0.5],
+        "optim.clip": [None, 0.5],
+        "regularize.decay": ["all", "weights"],
+        "augment.name": ["none", "shift", "full"],
+        "model.name": [*NETWORKS],
+        "regularize": [
+            {},
+            {"regularize.dropout": 0.3},
+            {"regularize.mixup": 0.4},
+            {"regularize.cutmix": 1.0, "regularize.mixup": 0.2},
+            {"regularize.label_smoothing": 0.1},
+        ],
+        "regularize.ema": [0.0, 0.9],
+        "init.corner": [
+            {},
+            {"init.corner.fit": "random-labels"},
+            {"init.corner.fit": "subset", "init.corner.samples": 30},
+        ],
+        "precision": ["float32", "bf16", "fp16"],
+        "channels_last": [False, True],
+        "data.label_noise": [0.0, 0.2],
+    }
+)
 
 
-@pytest.mark.parametrize("case", RESUMED, ids=lambda case: f"{case['optim.name']}-{case['seed']}")
-def test_a_trial_resumed_at_any_step_gives_the_same_bits(trial, case, tmp_path):
-    case = dict(case)
-    model = case.pop("model")
+def flat_of(case):
+    flat = dict(case)
+    flat |= flat.pop("regularize") | NETWORKS[flat["model.name"]]
+    corner = flat.pop("init.corner")
+    if corner:
+        flat |= corner | {"init.corner.epochs": 1, "init.corner.accuracy": 0}
+    if flat["optim.name"] != "torch/Rprop":  # it has none
+        flat["regularize.weight_decay"] = 1e-3
+    return flat
+
+
+@pytest.mark.parametrize("row", range(len(RESUMED)))
+def test_a_trial_resumed_at_any_step_gives_the_same_bits(trial, row, tmp_path):
     config = trial(
-        **{"model.widths": None, "model.name": model, **SMALL[model], **case},
+        **{"model.widths": None, "optim.lr": 0.01, "seed": row, **flat_of(RESUMED[row])},
         **{"optim.batch_size": 400, "record.schedule": "log", "record.train": "none"},
-        **{"regularize.weight_decay": 1e-3},
     )
     whole, paths = [], []
     for moment in train(config):
         whole.append(moment)
         paths.append(tmp_path / f"{moment.step}.pt")
         checkpoint.save(paths[-1], moment.state())
+    assert not whole[-1].diverged
     random = np.random.default_rng(config.seed)
     for step in {0, *random.choice(len(whole), 2, replace=False).tolist()}:
         again = list(train(config, state=checkpoint.load(paths[step])))
