@@ -160,7 +160,11 @@ def _weights_in(path: str, sha256: str) -> Mapping[str, Any]:
         hint = "`torch.save(model.state_dict(), path)` writes such a file"
         raise ConfigError("path", f"`{path}` is {error.found}", hint=hint) from error
     state = content.get("state")  # of a checkpoint of ours
-    return state["model"] if isinstance(state, dict) and "model" in state else content
+    weights = state["model"] if isinstance(state, dict) and "model" in state else content
+    if not isinstance(weights, dict):
+        kind = type(weights).__name__
+        raise ConfigError("path", f"`{path}` holds a {kind} in the place of weights")
+    return weights
 
 
 def _check_digest(path: str, given: str, digest: str) -> None:
