@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,15 +12,16 @@ from sweeper.errors import HoleError, MissingStoreError, StoreError, nearest
 from sweeper.store.local import LocalObjects
 from sweeper.store.samples import read_sample_set
 from sweeper.store.schema import Array, SampleSet, sealed_key, staging_key
+from sweeper.store.selection import Selection, indices_of
 from sweeper.store.staging import REMEDY, StagedTrial, check_name, open_array, read_array
 from sweeper.store.table import sealed_moments, sealed_row, staged_moments, staged_row
+from sweeper.store.targets import read_targets, staged_reference
 from sweeper.store.writer import attempts, check_format
 from sweeper.sweep_dir import PREDICTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Selection = slice | int | Sequence[int] | Array
 T = TypeVar("T")
 
 
@@ -123,9 +124,7 @@ class Store:
 
     def sample_set(self, split: str, trial_id: str) -> str:
         """The hash of the set of samples that a trial's predictions are of."""
-        sets = self._read(
-            trial_id, lambda found: found["sample_sets"], lambda found: found.header["sample_sets"]
-        )
+        sets = self._header(trial_id)["sample_sets"]
         if split not in sets:
             raise MissingStoreError(
                 f"trial {trial_id}",
@@ -137,6 +136,9 @@ class Store:
 
     def labels(self, split: str, trial_id: str | None = None) -> Array:
         """The clean labels of the samples, (n_samples,) int64.
+
+        Those of `train` are stored where its predictions are recorded, or where a trial was
+        trained on other labels, see `targets`.
 
         Raises
         ------
@@ -153,25 +155,65 @@ class Store:
         return self._samples("test", trial_id).class_names
 
     def _samples(self, split: str, trial_id: str | None) -> SampleSet:
-        key = self.sample_set(split, trial_id) if trial_id else self._only_sample_set(split)
+        key = self._labelled_set(split, trial_id) if trial_id else self._only_sample_set(split)
         if key not in self._sample_sets:
             self._sample_sets[key] = read_sample_set(self._objects, key)
         return self._sample_sets[key]
 
+    def _labelled_set(self, split: str, trial_id: str) -> str:
+        """The hash of a split's samples, of which predictions may be recorded or only targets."""
+        header = self._header(trial_id)
+        if split == "train" and "target_set" in header:
+            return str(header["target_set"])
+        return self.sample_set(split, trial_id)
+
     def _only_sample_set(self, split: str) -> str:
         sets: dict[str, str] = {}
         for trial_id in self.trial_ids():
-            sets.setdefault(self.sample_set(split, trial_id), trial_id)
+            sets.setdefault(self._labelled_set(split, trial_id), trial_id)
         if not sets:
             raise MissingStoreError(str(self.path), "no trials", "at least one")
         if len(sets) > 1:
             named = ", ".join(f"`{key}` (as trial {trial})" for key, trial in sets.items())
             raise StoreError(
                 str(self.path),
-                f"the trials' {split} predictions are of {len(sets)} sample sets: {named}",
+                f"the trials' {split} samples are of {len(sets)} sets: {named}",
                 "one set, or a trial_id that says which",
             )
         return next(iter(sets))
+
+    def target_phases(self, trial_id: str) -> tuple[str, ...]:
+        """The phases of training that were given other labels than the clean ones.
+
+        Most trials have none; `train` and `corner` are those there are.
+        """
+        return tuple(self._header(trial_id).get("targets", ()))
+
+    def targets(self, trial_id: str, phase: str) -> Array:
+        """The labels that a phase of the trial was trained on, (n_train,) int64.
+
+        They are in the order of `labels("train", trial_id)`, which are the clean ones.
+
+        Raises
+        ------
+        MissingStoreError : the phase is not one of `target_phases`.
+        HoleError : they are absent. StoreError : they are damaged.
+        """
+        known = self.target_phases(trial_id)
+        if phase not in known:
+            raise MissingStoreError(
+                f"trial {trial_id}",
+                f"no targets of phase `{phase}`",
+                f"stored: {', '.join(known) or 'none'}",
+                "a phase without targets was trained on the clean labels",
+            )
+        return self._read(
+            trial_id,
+            lambda found: read_targets(self._objects, sealed_key(trial_id), found, phase),
+            lambda staged: read_targets(
+                self._objects, staging_key(trial_id), staged_reference(staged), phase
+            ),
+        )
 
     # --- predictions ----------------------------------------------------------------------
 
@@ -218,8 +260,8 @@ class Store:
         shape = (found["n_snapshots"], *self._shape(split, trial_id))
         _check_shape(where, array.shape, shape)
         selection = (
-            _indices(where, "snapshots", snapshots, shape[0]),
-            _indices(where, "samples", samples, shape[1]),
+            indices_of(where, "snapshots", snapshots, shape[0]),
+            indices_of(where, "samples", samples, shape[1]),
         )
         stored = read_array(array, selection, where, f"{split}/log_probs")
         # The fill value is NaN and nothing that is stored is: NaN means that a shard is absent.
@@ -231,13 +273,13 @@ class Store:
         self, staged: StagedTrial, split: str, snapshots: Selection, samples: Selection
     ) -> Array:
         where = f"trial {staged.trial_id}"
-        indices = _indices(where, "snapshots", snapshots, staged.n_recorded)
+        indices = indices_of(where, "snapshots", snapshots, staged.n_recorded)
         rows = [staged.log_probs(int(i), split) for i in np.arange(staged.n_recorded)[indices]]
         shape = self._shape(split, staged.trial_id)
         for row in rows:
             _check_shape(where, row.shape, shape)
         stored = np.stack(rows) if rows else np.empty((0, *shape), np.float16)
-        return stored[:, _indices(where, "samples", samples, shape[0])]
+        return stored[:, indices_of(where, "samples", samples, shape[0])]
 
     def _shape(self, split: str, trial_id: str) -> tuple[int, int]:
         """Samples and classes of one snapshot."""
@@ -267,6 +309,10 @@ class Store:
                 if not self._attributes(trial_id):
                     return found
         return sealed(self._attributes(trial_id))
+
+    def _header(self, trial_id: str) -> dict[str, Any]:
+        """The attributes of a sealed trial, or those of the newest attempt."""
+        return self._read(trial_id, lambda found: found, lambda staged: staged.header)
 
     def _attributes(self, trial_id: str) -> dict[str, Any]:
         """The attributes of a sealed trial, empty when it is not sealed."""
@@ -302,16 +348,3 @@ def _check_shape(where: str, found: tuple[int, ...], expected: tuple[int, ...]) 
     """Refuse an array that is not of its samples: altered metadata would cut it or fill it up."""
     if found != expected:
         raise StoreError(where, f"predictions of shape {found}", f"{expected}", REMEDY)
-
-
-def _indices(where: str, axis: str, chosen: Selection, size: int) -> slice | Array:
-    """A slice or checked indices of an axis; an index alone keeps the axis."""
-    if isinstance(chosen, slice):
-        return slice(*chosen.indices(size)) if (chosen.step or 1) > 0 else np.arange(size)[chosen]
-    indices = np.atleast_1d(np.asarray(chosen))
-    if indices.dtype == np.bool_ and indices.size == size:
-        indices = np.flatnonzero(indices)
-    whole = indices.size == 0 or np.issubdtype(indices.dtype, np.integer)
-    if not (whole and ((indices >= -size) & (indices < size)).all()):
-        raise MissingStoreError(where, f"{axis} {indices.tolist()[:5]}", f"0 to {size - 1}")
-    return np.asarray(indices % size if size else indices, dtype=np.intp)

@@ -18,7 +18,13 @@ FORMAT = 1
 # float16's largest magnitude: what a log-probability is clipped to before it is stored.
 LOG_PROB_MIN = -65504.0
 
-DTYPES = {"log_probs": "<f2", "moments": "<f8", "labels": "<i8", "ids": "<i8"}
+DTYPES = {
+    "log_probs": "<f2",
+    "moments": "<f8",
+    "labels": "<i8",
+    "ids": "<i8",
+    "targets": "<i8",
+}
 
 CHUNK_BYTES = 2 << 20  # of a sealed array: what one read of a block of samples decodes
 SHARD_BYTES = 256 << 20
@@ -73,6 +79,11 @@ class SampleSet:
         for values in (self.labels, self.ids):
             sha.update(np.ascontiguousarray(values, "<i8").tobytes())
         return "s" + sha.hexdigest()[:12]
+
+
+def target_hash(targets: Array) -> str:
+    """The SHA-256 of training labels, (n_train,) int64, by which those of two trials compare."""
+    return hashlib.sha256(np.ascontiguousarray(targets, "<i8").tobytes()).hexdigest()
 
 
 def sealed_layout(shape: tuple[int, int, int], itemsize: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from sweeper.store.schema import (
     staging_key,
 )
 from sweeper.store.staging import StagedTrial, open_array, read_array
+from sweeper.store.targets import copy_targets
 from sweeper.store.writer import create_array
 
 State = Literal["complete", "diverged"]
@@ -86,6 +87,7 @@ def _write(staged: StagedTrial, state: State, attempt: int) -> dict[str, Any]:
     _check_whole(staged, state, n_snapshots)
     header = staged.header
     moments = [staged.moment(i) for i in range(n_snapshots)]
+    targets = copy_targets(staged, attempt)
     hashes = {
         split: _copy_split(staged, split, n_snapshots, attempt) for split in header["sample_sets"]
     }
@@ -112,6 +114,7 @@ def _write(staged: StagedTrial, state: State, attempt: int) -> dict[str, Any]:
             {key: found[key] for key in ("attempt", "first_snapshot", "provenance")}
             for found in staged.headers.values()
         ],
+        **targets,
     }
 
 

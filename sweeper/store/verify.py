@@ -17,6 +17,7 @@ from sweeper.store.samples import read_sample_set
 from sweeper.store.schema import digest, samples_key, sealed_key, staging_key
 from sweeper.store.seal import is_sealed, sealed_hashes
 from sweeper.store.staging import StagedTrial, open_array
+from sweeper.store.targets import read_targets, staged_reference
 from sweeper.store.writer import attempts
 
 Problems = Iterator[tuple[int | None, str]]
@@ -49,7 +50,7 @@ def verify(store: Store) -> Report:
     """Read everything that the store holds and check it against what it says of itself.
 
     Every snapshot's checksum, holes, shapes, attributes, the id against the configuration, the
-    sample sets against their hash and the digest against the data. Changes nothing.
+    sample sets and targets against their hash and the digest against the data. Changes nothing.
     """
     objects = LocalObjects(store.path)
     shapes, damages = _check_samples(objects)
@@ -137,6 +138,7 @@ def _check_sealed(
         computed = digest(hashes, found["steps"], found["epochs"], found["metrics"])
         if computed != found["digest"]:
             problems.append((None, "predictions, steps, epochs or metrics differ from the digest"))
+    problems += _check_targets(objects, sealed_key(trial_id), found, shapes)
     return int(found["n_snapshots"]), problems
 
 
@@ -145,6 +147,7 @@ def _check_staged(objects: LocalObjects, staged: StagedTrial, shapes: Shapes) ->
         yield from _check_identity(header, staged.trial_id)
         if header["attempt"] != number:
             yield None, f"the attributes of attempt {number} are those of another"
+        yield from _check_targets(objects, staging_key(staged.trial_id), header, shapes)
     for number in set(attempts(objects, staged.trial_id)) - staged.headers.keys():
         if _members(objects, staging_key(staged.trial_id, number)):
             yield None, f"attempt {number} staged snapshots, but its metadata are absent"
@@ -153,6 +156,27 @@ def _check_staged(objects: LocalObjects, staged: StagedTrial, shapes: Shapes) ->
             yield from _check_snapshot(staged, snapshot, shapes)
         except SweeperError as error:
             yield snapshot, error.found
+    try:
+        staged_reference(staged)
+    except SweeperError as error:
+        yield None, error.found
+
+
+def _check_targets(
+    objects: LocalObjects, folder: str, header: dict[str, Any], shapes: Shapes
+) -> Problems:
+    """The labels that were not the clean ones, of a sealed trial or of an attempt."""
+    for phase in header.get("targets", ()):
+        try:
+            n_targets = len(read_targets(objects, folder, header, phase))
+        except SweeperError as error:
+            yield None, error.found
+            continue
+        key = header["target_set"]
+        if key not in shapes:
+            yield None, f"its sample set {key} is absent"
+        elif (shape := shapes[key]) is not None and shape[0] != n_targets:
+            yield None, f"{n_targets} {phase}/targets instead of {shape[0]}"
 
 
 def _check_snapshot(staged: StagedTrial, snapshot: int, shapes: Shapes) -> Problems:
@@ -211,6 +235,23 @@ def _orphans(objects: LocalObjects) -> Iterator[str]:
     for trial_id in objects.names("staging"):
         if is_sealed(objects, trial_id):
             yield staging_key(trial_id)
+        else:
+            yield from _unclaimed_targets(objects, trial_id)
     for trial_id in objects.names("trials"):
         if not is_sealed(objects, trial_id) and objects.names(staging_key(trial_id)):
             yield sealed_key(trial_id)
+
+
+def _unclaimed_targets(objects: LocalObjects, trial_id: str) -> list[str]:
+    """Targets whose attempt was killed before it was claimed."""
+    try:
+        headers = [
+            objects.attributes(staging_key(trial_id, number)) or {}
+            for number in attempts(objects, trial_id)
+        ]
+    except SweeperError:
+        return []  # whose they are cannot be told; the damage is reported
+    claimed = {header.get("arrays") for header in headers}
+    folder = staging_key(trial_id)
+    names = (name for name in objects.names(folder) if name.startswith("targets-"))
+    return [f"{folder}/{name}" for name in names if name not in claimed]

@@ -26,7 +26,10 @@ class TrialHeader:
     """What every attempt of a trial says about it.
 
     `config` and `identity` are flat; `steps` are the optimizer steps at which snapshots are
-    recorded, all of them, known before training starts.
+    recorded, all of them, known before training starts; `sample_sets` are those of the splits
+    that are recorded. `targets` are the labels that a phase of training is given where they are
+    not the clean ones, each (n_train,) int64: noisy or shuffled ones of the phase `train`, those
+    of a `corner`. With them goes `target_set`, the clean labels and the ids of the training set.
     """
 
     trial_id: str
@@ -37,6 +40,8 @@ class TrialHeader:
     metrics: Sequence[str]
     sample_sets: Mapping[str, SampleSet]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    targets: Mapping[str, Array] = field(default_factory=dict)
+    target_set: SampleSet | None = None
 
 
 def create_store(path: Path) -> LocalObjects:
@@ -88,8 +93,7 @@ def write_sample_set(objects: LocalObjects, samples: SampleSet) -> None:
         return
     name = uuid.uuid4().hex[:8]
     for part, values in (("labels", samples.labels), ("ids", samples.ids)):
-        array = create_array(objects, f"{key}/{name}/{part}", values.shape, values.shape, "<i8")
-        array[...] = values
+        write_whole(objects, f"{key}/{name}/{part}", values)
     attributes = {
         "arrays": name,
         "split": samples.split,
@@ -97,6 +101,48 @@ def write_sample_set(objects: LocalObjects, samples: SampleSet) -> None:
     }
     if not objects.create_group(key, attributes):
         objects.delete(f"{key}/{name}")  # another writer published the same set first
+
+
+def write_targets(objects: LocalObjects, header: TrialHeader) -> dict[str, Any]:
+    """Write the labels that are not the clean ones; the attributes that refer to them.
+
+    They go under a name of this writer's, which the claim of the attempt publishes: of a claimed
+    attempt they are there whole. A name is not a number, or it would be an attempt's.
+
+    Raises
+    ------
+    StoreError : their samples are not given, or they are no labels of them.
+    """
+    samples = header.target_set
+    where = f"trial {header.trial_id}"
+    if not header.targets or samples is None:
+        if header.targets or samples is not None:
+            found = "targets without their samples" if header.targets else "samples of no targets"
+            raise StoreError(where, found, "both or neither")
+        return {}
+    recorded = header.sample_sets.get("train", samples)
+    if recorded.hash != samples.hash:
+        found = f"targets of samples {samples.hash}, train predictions of {recorded.hash}"
+        raise StoreError(where, found, "one training set")
+    for phase, values in header.targets.items():
+        _check_targets(where, phase, values, samples)
+    write_sample_set(objects, samples)
+    name = f"targets-{uuid.uuid4().hex[:8]}"
+    for phase, values in header.targets.items():
+        write_whole(objects, f"{staging_key(header.trial_id)}/{name}/{phase}/targets", values)
+        crash_point("targets")
+    hashes = {phase: schema.target_hash(values) for phase, values in header.targets.items()}
+    return {"arrays": name, "targets": hashes, "target_set": samples.hash}
+
+
+def _check_targets(where: str, phase: str, values: Array, samples: SampleSet) -> None:
+    n_samples, n_classes = len(samples.labels), len(samples.class_names)
+    if values.shape != (n_samples,) or values.dtype != np.int64:
+        found = f"{phase} targets of shape {values.shape} and type {values.dtype}"
+        raise StoreError(where, found, f"shape {(n_samples,)} and type int64")
+    if ((values < 0) | (values >= n_classes)).any():
+        found = f"{phase} targets from {values.min()} to {values.max()}"
+        raise StoreError(where, found, f"labels from 0 to {n_classes - 1}")
 
 
 def attempts(objects: LocalObjects, trial_id: str) -> list[int]:
@@ -112,18 +158,22 @@ class AttemptWriter:
     has its own, and the newer one owns every snapshot from its `first_snapshot` on. An older
     attempt that wakes up late can therefore change nothing that is read. Each `append` is atomic,
     durable on return, and idempotent for equal bytes.
+
+    `append` may be called from another thread than made the writer, so that training goes on
+    meanwhile; one call at a time, because the order of the snapshots is the caller's.
     """
 
     def __init__(self, objects: LocalObjects, header: TrialHeader, first_snapshot: int) -> None:
         self.objects, self.header, self.first_snapshot = objects, header, first_snapshot
+        targets = write_targets(objects, header)
         for samples in header.sample_sets.values():
             write_sample_set(objects, samples)
-        self.attempt = self._claim()
+        self.attempt = self._claim(targets)
         self._arrays = self._create_arrays()
         crash_point("claim")
 
-    def _claim(self) -> int:
-        """Take the next free attempt number by creating its group."""
+    def _claim(self, targets: Mapping[str, Any]) -> int:
+        """Take the next free attempt number by creating its group, which publishes its targets."""
         header = self.header
         number = max(attempts(self.objects, header.trial_id), default=0) + 1
         attributes = {
@@ -137,6 +187,7 @@ class AttemptWriter:
             "metrics": list(header.metrics),
             "sample_sets": {split: found.hash for split, found in header.sample_sets.items()},
             "provenance": dict(header.provenance),
+            **targets,
         }
         while not self.objects.create_group(
             staging_key(header.trial_id, number), {**attributes, "attempt": number}
@@ -168,7 +219,7 @@ class AttemptWriter:
         Parameters
         ----------
         snapshot : its index, from `first_snapshot` on.
-        epoch : passes over the training set so far.
+        epoch : passes over the training set so far; below 0 in a phase before training proper.
         metrics : a value for each of the header's metrics.
         log_probs : for each split, (n_samples, n_classes) float16 natural-log probabilities.
 
@@ -214,6 +265,12 @@ class AttemptWriter:
         raise StoreError(
             where, f"already stored with other {name} (max |difference| {largest:.3g})"
         )
+
+
+def write_whole(objects: LocalObjects, key: str, values: Array) -> None:
+    """An array of int64 in one chunk."""
+    array = create_array(objects, key, values.shape, values.shape, "<i8")
+    array[...] = values
 
 
 def _create_staged(
