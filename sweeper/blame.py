@@ -7,7 +7,7 @@ more are a combination that the grid can leave out; a single one is just wrong.
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from sweeper.errors import ConfigError, SweeperError
 from sweeper.grid_keys import shown
 
 Outcome = Callable[[Mapping[Axis, Any]], SweeperError | None]
-_MOST_TRIED = 20  # other values of an axis: each is a whole trial checked
+_MOST_TRIED = 20  # values of an axis, evenly spaced: each is a whole trial checked
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,19 @@ class _Part:
     cures: tuple[Any, ...]
 
     def setting(self, key: str) -> tuple[str, Any]:
-        """What to call the value by: the error's key, a name, or what no cure shares with it."""
+        """What to call the value by, and to know it by: the error's key, else a name, else any.
+
+        Of a case's keys, one that no cure has with the same value, and rather one that all have.
+        """
         given = self.axis.settings(self.value)
         cures = [self.axis.settings(cure) for cure in self.cures]
-        order = sorted(given, key=lambda own: (own != key, not own.endswith(".name")))
-        telling = [own for own in order if all(own not in c or c[own] != given[own] for c in cures)]
-        own = (telling or order)[0]
+
+        def unfit(own: str) -> tuple[bool, ...]:
+            shared = any(own in cure and cure[own] == given[own] for cure in cures)
+            lacking = any(own not in cure for cure in cures)
+            return shared, lacking, own != key, not own.endswith(".name")
+
+        own = min(given, key=unfit)
         return own, given[own]
 
 
@@ -64,8 +71,8 @@ def _parts(error: ConfigError, trial: Combination, outcome: Outcome) -> list[_Pa
     cures: dict[Axis, tuple[Any, ...]] = {}
     others: dict[Axis, tuple[Any, ...]] = {}  # that only put another error in this one's place
     for axis, own in chosen.items():
-        values = itertools.islice((v for v in axis.values if v != own), _MOST_TRIED)
-        found = [(value, outcome(chosen | {axis: value})) for value in values]
+        tried = axis.values[:: math.ceil(len(axis.values) / _MOST_TRIED)]
+        found = [(other, outcome(chosen | {axis: other})) for other in tried if other != own]
         cures[axis] = tuple(value for value, after in found if after is None)
         others[axis] = tuple(
             value
@@ -89,7 +96,7 @@ def _when(parts: list[_Part], key: str) -> str:
     """The rule for an axis none of whose values goes with the other part."""
     hopeless = [part for part in parts if not part.cures and part.axis.label == key]
     partners = [part for part in parts if part.cures]
-    if not hopeless or len(partners) != 1:
+    if not hopeless or len(partners) != 1 or len(partners[0].axis.values) > _MOST_TRIED:
         return ""
     name, _ = partners[0].setting(key)
     settings = [partners[0].axis.settings(cure) for cure in partners[0].cures]

@@ -75,7 +75,32 @@ def test_a_case_is_named_by_what_sets_it_apart_from_those_that_help(refused, exp
     assert len(found.trials) == 3
 
 
-def test_three_values_are_named_when_each_of_them_could_help(refused, expanded):
+def test_a_case_that_the_helping_ones_share_a_key_with_is_named_by_another(refused, expanded):
+    base = {"data.name": "digits", "model.name": "fc", "optim": {"name": "sgd", "lr": 0.1}}
+    cases = [{"seed": 3, "epochs": 2}, {"optim.batch_size": 4, "epochs": 8}, {"epochs": 9}]
+    axes = {"setting": cases, "optim.schedule.warmup_epochs": [4, 1], "let.a": [None, 1]}
+    error, rule, found = fixed(refused, expanded, "exclude", base=base, axes=axes)
+    assert error.where.startswith("`epochs=2` with `optim.schedule.warmup_epochs=4`: ")
+    assert rule == "epochs == 2 and optim.schedule.warmup_epochs == 4"
+    assert (found.n_product, found.excluded) == (12, ((rule, 2),))
+
+
+def test_no_value_at_all_can_have_a_part(grid_file):
+    def check(config):
+        if config.data.subset is None and config.seed == 1:
+            raise ConfigError("model.name", "too much data")
+
+    path = grid_file(axes={"data.subset": [None, 100], "seed": {"range": [0, 100]}})
+    with pytest.raises(ConfigError) as caught:
+        expand(load_grid(path), check=check)
+    assert "`data.subset=null` with `seed=1`: model.name" in caught.value.where
+    rule = re.search(r"`- (.*)`", caught.value.hint)[1]
+    assert rule == "data.subset == None and seed == 1"
+    path = grid_file(axes={"data.subset": [None, 100], "seed": {"range": [0, 100]}}, exclude=[rule])
+    assert len(expand(load_grid(path), check=check).trials) == 199
+
+
+def test_values_that_could_not_help_have_no_part(refused, expanded):
     axes = {
         "let.half": [1, 2],
         "epochs": [2, 4],
