@@ -170,11 +170,15 @@ CHANGED = [
     ("rmsprop", {"alpha": 0.5, "eps": 1e-3, "momentum": 0.5}),
     ("adagrad", {"eps": 1e-3}),
     ("torch/SGD", {"momentum": 0.5, "dampening": 0.1}),
-    ("torch/Adam", {"amsgrad": True}),
+    ("torch/Adam", {"amsgrad": True, "eps": 1e-3}),
+    ("torch/Adamax", {"betas": (0.5, 0.9), "eps": 1e-3}),
+    ("torch/RAdam", {"betas": (0.5, 0.9), "decoupled_weight_decay": True}),
+    ("torch/Adadelta", {"rho": 0.5, "eps": 1e-3}),
+    ("torch/Rprop", {"etas": (0.3, 1.5), "step_sizes": (1e-3, 0.2)}),
     ("torch/RMSprop", {"centered": True, "momentum": 0.5}),
     ("torch/NAdam", {"momentum_decay": 0.1, "decoupled_weight_decay": True}),
     ("torch/Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 1.0}),
-    ("torch/Adafactor", {"eps": (1e-6, 0.1), "d": 2.0}),
+    ("torch/Adafactor", {"eps": (0.5, 3.0), "d": 2.0, "beta2_decay": -0.5}),
     ("torch/ASGD", {"lambd": 0.1, "t0": 2.0}),
 ]
 
