@@ -91,7 +91,8 @@ def list_(root: Root = None, as_json: Json = False) -> None:
         try:
             present(DataConfig(name=name))
         except ConfigError as error:
-            rows[name] = {"there": False, "found": error.found}
+            is_begun = any((data_root() / name).glob("*"))
+            rows[name] = {"there": False, "found": error.found if is_begun else "absent"}
         else:
             copies = sorted(path.name for path in (data_root() / name).glob("prepared-*[0-9]"))
             rows[name] = {"there": True, "found": ", ".join(["there", *copies])}

@@ -66,12 +66,12 @@ def _naming(name: str, root: Path) -> Iterator[None]:
         yield
     except (URLError, ConnectionError, TimeoutError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise _failed(name, root, f"no download: {reason}") from error
+        raise _failed(name, root, f"offline, or no server answers ({reason})") from error
     except RuntimeError as error:  # torchvision's, of a wrong sum or of all mirrors
-        if "Tried" in str(error):
-            reasons = [line for line in str(error).splitlines() if "rror" in line][1:]
-            raise _failed(name, root, f"no download: {'; '.join(reasons)}") from error
-        raise _failed(name, root, "what was sent is not what was published") from error
+        found = "what was sent is not what was published"
+        if "<urlopen error" in str(error):
+            found = "offline, or no server answers"
+        raise _failed(name, root, found) from error
     finally:
         socket.setdefaulttimeout(before)
 

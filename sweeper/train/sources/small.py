@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -229,7 +228,7 @@ def _samples(read: Any) -> tuple[Tensor, Tensor]:
         x = x.unsqueeze(1)
     elif x.shape[-1] == 3:  # torchvision holds Cifar with channels last
         x = x.permute(0, 3, 1, 2)
-    return x.contiguous(), torch.from_numpy(np.array(y, dtype=np.int64))
+    return x.contiguous(), torch.as_tensor(y, dtype=torch.int64)
 
 
 def absent(name: str, folder: Path) -> list[str]:
