@@ -198,7 +198,23 @@ DEFAULTS = {
 }
 RELU = {"activation": "relu", "norm": "batch"}
 OPTIONS = {
+    ("data", "cifar10"): {},
+    ("data", "cifar100"): {},
     ("data", "digits"): {},
+    ("data", "fashion_mnist"): {},
+    ("data", "image_folder"): {"path": ""},
+    ("data", "imagenet"): {},
+    ("data", "mnist"): {},
+    ("data", "svhn"): {},
+    ("data", "synthetic"): {
+        "dim": 200,
+        "decay": 0.5,
+        "n_train": 5000,
+        "n_test": 1000,
+        "n_classes": 5,
+        "teacher_widths": (50,),
+        "labels": "teacher",
+    },
     ("model", "allcnn"): {"widths": (96, 96, 144, 144), **RELU, "affine": True},
     ("model", "cnn"): {"widths": (16, 16, 32, 32), **RELU, "affine": True},
     ("model", "convmixer"): {

@@ -6,11 +6,13 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.transforms.v2.functional import center_crop
 
 from sweeper.errors import ConfigError
 from sweeper.sections import DataConfig
-from sweeper.train.data import DataSet, Splits, _agrees, describe, load
+from sweeper.train.data import DataSet, Splits, _agrees, describe, load, present
 
 DIGITS = DataConfig(name="digits")
 
@@ -103,3 +105,116 @@ def test_a_data_set_of_float_vectors_needs_no_scaling():
     dataset = DataSet(shape=(3,), class_names=("a", "b"), n_train=4, n_test=4, load=lambda: splits)
     _agrees("vectors", dataset, splits, "train")
     assert torch.equal(splits.inputs(splits.pixels(x)), x)
+
+
+def test_a_set_without_files_is_present():
+    present(DIGITS)
+
+
+def vectors(n_train=4, n_announced=4, class_names=("a", "b")):
+    x, ids = torch.randn(n_train, 3), torch.arange(n_train)
+    splits = Splits(
+        train_x=x,
+        train_y=ids % len(class_names),
+        test_x=x,
+        test_y=ids % len(class_names),
+        train_ids=ids,
+        test_ids=ids,
+        class_names=class_names,
+    )
+    return DataSet(
+        shape=(3,),
+        class_names=class_names,
+        n_train=n_announced,
+        n_test=n_train,
+        load=lambda: splits,
+    )
+
+
+def too_many():
+    return vectors(n_train=5)
+
+
+def one_class():
+    return vectors(class_names=("a",))
+
+
+def test_more_samples_than_announced_are_refused_not_cut():
+    for options in ({}, {"subset": 3}):
+        with pytest.raises(ConfigError, match=r"train_x of shape \(5, 3\)"):
+            load(DataConfig(name=f"{__name__}:too_many", **options))
+
+
+def test_noise_needs_a_second_class():
+    with pytest.raises(ConfigError, match="has one class; two or more") as caught:
+        describe(DataConfig(name=f"{__name__}:one_class", label_noise=0.1))
+    assert caught.value.where == "data.label_noise"
+
+
+def test_what_is_no_image_is_not_resized():
+    with pytest.raises(ConfigError, match="samples of shape") as caught:
+        describe(DataConfig(name=f"{__name__}:one_class", image_size=8))
+    assert caught.value.where == "data.image_size"
+
+
+@pytest.mark.parametrize("side", [4, 8, 13, 32])
+def test_images_are_resized_as_pillow_does_it(side):
+    small, whole = load(DataConfig(name="digits", image_size=side)), load(DIGITS)
+    assert describe(DataConfig(name="digits", image_size=side)).shape == (1, side, side)
+    assert small.train_x.shape == (1437, 1, side, side)
+    assert small.train_x.dtype == torch.uint8
+    assert torch.equal(small.train_ids, whole.train_ids)
+    for split in ("train_x", "test_x"):
+        found, original = (getattr(splits, split)[:50, 0] for splits in (small, whole))
+        for image, source in zip(found, original, strict=True):
+            resized = Image.fromarray(source.float().numpy()).resize(
+                (side, side), Image.Resampling.BILINEAR
+            )
+            np.testing.assert_allclose(image.numpy(), np.asarray(resized), atol=0.5 + 1e-4)
+
+
+class OnDisk:
+    """Streamed samples, kept in memory."""
+
+    def __init__(self, x):
+        self.x, self.shape = x, tuple(x.shape)
+
+    def __getitem__(self, positions):
+        return OnDisk(self.x[positions])
+
+    def batches(self, batches):
+        return (self.x[batch] for batch in batches)
+
+
+def streamed():
+    splits = load(DIGITS)
+    on_disk = {name: OnDisk(getattr(splits, name)) for name in ("train_x", "test_x")}
+    return dataclasses.replace(
+        describe(DIGITS), load=lambda: dataclasses.replace(splits, **on_disk)
+    )
+
+
+def test_streamed_samples_are_used_as_those_in_memory():
+    streams, whole = load(DataConfig(name=f"{__name__}:streamed")), load(DIGITS)
+    order = torch.randperm(1437).split(500)
+    found = list(streams.batches("train", order))
+    expected = list(whole.batches("train", order))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    for mine, other in zip(streams.chunks("test", 100), whole.chunks("test", 100), strict=True):
+        assert torch.equal(mine[0], other[0])
+        assert torch.equal(mine[1], other[1])
+    assert torch.equal(
+        streams.inputs(streams.pixels(found[0])), whole.inputs(whole.pixels(found[0]))
+    )
+
+
+def test_streamed_samples_cannot_be_resized():
+    with pytest.raises(ConfigError, match="samples that are streamed"):
+        load(DataConfig(name=f"{__name__}:streamed", image_size=4))
+
+
+@pytest.mark.parametrize(("stored", "side"), [(8, 6), (8, 5), (7, 4), (9, 9)])
+def test_the_middle_of_pixels_is_torchvisions_center_crop(stored, side):
+    splits = dataclasses.replace(load(DIGITS), side=side, mean=(0.0,), std=(1.0,))
+    pixels = torch.rand(3, 1, stored, stored)
+    assert torch.equal(splits.inputs(pixels), center_crop(pixels, [side, side]))
