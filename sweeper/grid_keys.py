@@ -73,11 +73,15 @@ def all_sections() -> frozenset[str]:
 
 def absolute(label: str, key: str) -> str:
     """A case's key: absolute if it says so itself, relative to the axis's section otherwise."""
-    section = key.partition(".")[0]
+    section, own = key.partition(".")[0], f"{label}.{key}"
+    if key in schema() and own in schema():
+        found = f"could be the trial's own `{key}` or `{own}`"
+        allowed = f"`{own}` in full; the trial's own in another axis, or in `base`"
+        raise GridError(key, found, allowed)
     if key in schema() or section == "let" or ("." in key and section in sections()):
         return key
     if label in all_sections():
-        return f"{label}.{key}"
+        return own
     allowed = f"`{label}` is no section, so keys here are whole, as in `optim.lr`"
     raise GridError(key, "unknown key", allowed, nearest(key, schema()))
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sweeper.config import TrialConfig
 from sweeper.errors import ConfigError
@@ -63,9 +66,8 @@ def _check_model(
     """A pass in either mode gives logits of the right shape that can be trained."""
     dataset = describe(data)
     built = build_model(data, model, regularize, seed=0)
-    x = torch.zeros(n_rows, *dataset.shape)
     with naming("model", model.name), torch.random.fork_rng(devices=[]):
-        logits = [built.train()(x), built.eval()(x)]
+        logits = _logits(built, torch.zeros(n_rows, *dataset.shape))
     for found in logits:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         if shape != (n_rows, len(dataset.class_names)):
@@ -78,6 +80,23 @@ def _check_model(
         raise ConfigError(
             "model.name", f"model `{model.name}` has nothing to train", "parameters are needed"
         )
+
+
+def _logits(model: nn.Module, x: Tensor) -> list[Any]:
+    """What a network gives in either mode, on the meta device where nothing needs a value.
+
+    There shapes are passed on and nothing is computed, which spares seconds for a large network.
+    """
+    weights = {
+        name: value.detach().to("meta").requires_grad_(value.requires_grad)
+        for name, value in itertools.chain(model.named_parameters(), model.named_buffers())
+    }
+    try:
+        return [
+            functional_call(mode(), weights, x.to("meta")) for mode in (model.train, model.eval)
+        ]
+    except Exception:  # a plug-in may look at values, or have tensors that are no buffers
+        return [mode()(x) for mode in (model.train, model.eval)]
 
 
 @functools.cache
