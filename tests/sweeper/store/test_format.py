@@ -132,6 +132,30 @@ def test_labels_and_ids_read_alike_and_hash_to_their_name(tiny):
     assert key == "s" + sha.hexdigest()[:12]
 
 
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["staged", "sealed"])
+def test_targets_read_alike_and_have_the_hash_that_is_said(tiny, make_samples, is_sealed):
+    clean, rng = make_samples("train", 30), np.random.default_rng(0)
+    given = {phase: rng.integers(0, 3, 30) for phase in ("train", "corner")}
+    trial = tiny.record(targets=given, target_set=clean).header.trial_id
+    folder = tiny.path / "staging" / trial
+    if is_sealed:
+        seal(tiny.objects, trial, "complete", 1)
+        folder = tiny.path / "trials" / trial
+    found = attributes(folder if is_sealed else folder / "1")
+    assert found["targets"].keys() == given.keys()
+    for phase, expected in given.items():
+        values = read_array(folder / found["arrays"] / phase / "targets")
+        np.testing.assert_array_equal(values, expected)
+        hashed = hashlib.sha256(values.astype("<i8").tobytes()).hexdigest()
+        assert found["targets"][phase] == hashed
+        np.testing.assert_array_equal(open_store(tiny.path).targets(trial, phase), values)
+    samples = tiny.path / "samples" / found["target_set"]
+    about = attributes(samples)
+    assert about["split"] == "train"
+    np.testing.assert_array_equal(read_array(samples / about["arrays"] / "labels"), clean.labels)
+    np.testing.assert_array_equal(read_array(samples / about["arrays"] / "ids"), clean.ids)
+
+
 def test_hashes_digest_and_id_are_those_of_the_specification(tiny):
     trial = tiny.sealed()
     folder = tiny.path / "trials" / trial

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.select import select
 from sweeper.errors import FormatVersionError, MissingStoreError, StoreError
 from sweeper.store import Store, open_store, schema
 from sweeper.store import seal as sealing
 from sweeper.store.seal import is_sealed, seal
+from sweeper.store.verify import verify
 from sweeper.store.writer import AttemptWriter
 
 SEAL_ALL = """
@@ -110,6 +112,25 @@ def test_unknown_trials_and_splits_are_refused_with_what_there_is(tiny):
         store.log_probs(trial, "train")
     with pytest.raises(MissingStoreError, match="not complete"):
         store.trial_attributes("t0")
+
+
+def test_epochs_below_0_are_recorded_sealed_verified_and_selected(tiny):
+    epochs = [-2.0, -1.5, 0.0, 1.0]
+    header = tiny.header()
+    writer = AttemptWriter(tiny.objects, header, 0)
+    for i, epoch in enumerate(epochs):
+        metrics = {"test_loss": 1.0, "test_accuracy": 0.5}
+        writer.append(i, epoch, metrics, {"test": tiny.predictions(1, i)})
+    staged = open_store(tiny.path).snapshots(header.trial_id)
+    assert staged["epoch"].tolist() == epochs
+    seal(tiny.objects, header.trial_id, "complete", 1)
+    store = open_store(tiny.path)
+    assert store.trial_attributes(header.trial_id)["epochs"] == epochs
+    assert store.snapshots(header.trial_id).equals(staged)
+    assert verify(store).damages == ()
+    rows = select(store).rows
+    assert rows["epoch"].tolist() == epochs
+    assert rows["step"].tolist() == list(header.steps)
 
 
 # --- samples ---------------------------------------------------------------------------------

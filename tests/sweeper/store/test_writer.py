@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from sweeper.errors import FormatVersionError, StoreError
 from sweeper.store import open_store, writer
 from sweeper.store.schema import LOG_PROB_MIN, staging_key
+from sweeper.store.verify import verify
 from sweeper.store.writer import AttemptWriter, attempts, create_store
 
 CLAIM = """
@@ -131,6 +133,33 @@ def test_an_attempt_writes_only_planned_snapshots_from_its_first_on(tiny, snapsh
     writer = AttemptWriter(tiny.objects, tiny.header(), 2)
     with pytest.raises(StoreError, match="not a snapshot of this attempt; 2 to 3"):
         tiny.append(writer, 1, snapshot)
+
+
+# --- in a thread of its own ------------------------------------------------------------------
+
+
+def test_a_thread_appends_the_bytes_that_the_caller_would(tiny, make_tiny, tmp_path):
+    other = make_tiny(tmp_path / "other.zarr")
+    key = tiny.record().header.trial_id
+    writer = AttemptWriter(other.objects, other.header(), 0)
+    with ThreadPoolExecutor(1) as thread:
+        appended = [thread.submit(other.append, writer, 1, i) for i in range(4)]
+        while not appended[-1].done():  # this thread goes on with zarr, as a reader
+            open_store(tiny.path).log_probs(key, "test")
+        for one in appended:
+            one.result()
+    ours, theirs = (tree(store.path / f"staging/{key}/1/test") for store in (tiny, other))
+    assert ours == theirs
+    assert verify(open_store(other.path)).damages == ()
+
+
+def test_what_is_wrong_with_a_snapshot_is_raised_in_the_thread_that_appends_it(tiny):
+    writer = tiny.record()
+    values = {"test": spoilt(tiny.predictions(1, 2), -7)}
+    with ThreadPoolExecutor(1) as thread:
+        appended = thread.submit(writer.append, 2, 1.0, metrics(), values)
+        with pytest.raises(StoreError, match="already stored with other"):
+            appended.result()
 
 
 # --- claims ----------------------------------------------------------------------------------
