@@ -103,8 +103,10 @@ def test_too_many_combinations_under_a_when_are_refused_before_they_are_made(gri
     few = {"if": "seed == 1", "axes": {"optim.batch_size": [1, 2, 3]}}
     grid = load_grid(grid_file(axes={"seed": {"range": [0, 1000]}}, when=[few]))
     assert len(expand(grid, max_trials=1002).trials) == 1002
+    checked = []
     with pytest.raises(GridError, match="more than 1,001 trials"):
-        expand(grid, max_trials=1001)
+        expand(grid, max_trials=1001, check=checked.append)
+    assert not checked
 
 
 # --- properties -------------------------------------------------------------------------------
