@@ -20,6 +20,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+# Here and not where it is used: a worker would import it anew at every epoch.
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+
 from sweeper.errors import ConfigError
 
 # Images that a worker decodes at a time: few enough that all work on the first batch, many enough
@@ -99,6 +102,7 @@ class ImageFiles:
         n_workers = min(_MAX_WORKERS, n_cores(), len(pieces))
         if n_workers == 0:
             return
+        Image.preinit()  # for the same reason as the import above
         # Workers touch neither CUDA nor another thread's locks, so a fork does no harm.
         warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
         yield from DataLoader(
@@ -139,8 +143,6 @@ def decode(path: str | Path, side: int) -> Tensor:
 
     Pillow's resizing is integer arithmetic: it gives the same bytes on every processor.
     """
-    from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
-
     with Image.open(path) as image:
         whole = image.convert("RGB")
     return pil_to_tensor(center_crop(resize(whole, [side]), [side, side]))
