@@ -264,6 +264,18 @@ def test_boxes_are_drawn_as_torchvision_draws_them(height, width):
         assert ks_2samp(ours, theirs).pvalue > 1e-3
 
 
+def test_the_fallback_is_taken_when_ten_candidates_do_not_fit():
+    height, width, n_draws = 40, 150, 20_000
+    rng = np.random.default_rng(0)
+    area = height * width * rng.uniform(0.08, 1, 10**6)
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3), 10**6))
+    high, wide = np.sqrt(area / aspect).round(), np.sqrt(area * aspect).round()
+    share = np.mean((high > height) | (wide > width)) ** 10
+    found = draw_boxes(n_draws, height, width, generator())
+    is_fallback = (found == torch.tensor([0, 48, 40, 53]).view(4, 1)).all(0)
+    assert abs(is_fallback.double().mean().item() - share) < 4 * (share / n_draws) ** 0.5
+
+
 def test_an_image_too_narrow_for_any_box_gives_torchvisions_fallback():
     x, draw = torch.zeros(3, 6, 200), transforms.RandomResizedCrop.get_params
     expected = draw(x, [0.08, 1.0], [3 / 4, 4 / 3])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import beta, binomtest, kstest
+from scipy.stats import beta, binomtest, ks_2samp, kstest
 from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
 
@@ -59,14 +59,18 @@ def test_the_weight_of_mixup_is_of_a_beta_distribution(alpha):
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
-def test_the_weights_of_cutmix_are_distributed_as_torchvisions(alpha):
+def test_the_boxes_of_cutmix_are_drawn_as_torchvisions(alpha):
+    n_draws, shape = 2000, (2, 1, 8, 12)
     torch.manual_seed(0)
     theirs = v2.CutMix(alpha=alpha, num_classes=2)
-    x, y = torch.zeros(2, 1, 16, 24), torch.tensor([0, 1])
-    expected = [theirs(x, y)[1][0, 0].item() for _ in range(2000)]
-    found = [mixing(seed, (2, 1, 16, 24), 0.0, alpha).weight for seed in range(2000)]
-    assert kstest(np.round(found, 6), np.round(expected, 6)).pvalue > 1e-3
-    assert abs(np.mean(np.equal(found, 1.0)) - np.mean(np.equal(expected, 1.0))) < 0.05
+    x = torch.stack((torch.zeros(shape[1:]), torch.ones(shape[1:])))  # so the box shows
+    expected = [theirs(x, torch.tensor([0, 1])) for _ in range(n_draws)]
+    mixes = [mixing(seed, shape, 0.0, alpha) for seed in range(n_draws)]
+    weights = [mix.weight for mix in mixes], [y[0, 0].item() for _, y in expected]
+    assert ks_2samp(*np.round(weights, 6)).pvalue > 1e-3
+    covered = torch.stack([mix.apply(x)[0] for mix in mixes]).mean(0)
+    off = covered - torch.stack([mixed[0] for mixed, _ in expected]).mean(0)
+    assert off.abs().max() < 5 / (2 * n_draws) ** 0.5  # of a pixel that one half of boxes cover
 
 
 def test_either_kind_is_equally_likely_when_both_are_on():
