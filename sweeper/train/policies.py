@@ -1,9 +1,9 @@
 """RandAugment and TrivialAugment: operations of a list, drawn for each image on its own.
 
 Both see an image as torchvision does, as whole levels from 0 to 255: pixels are rounded to them
-first, which changes nothing in images that were stored so. Each operation is computed for the
-whole batch and changes the images that drew it. Most are tables from level to level, so that all
-of these together cost one look-up.
+first, which changes nothing in images stored as bytes, and others by 1/510 at most. Each operation
+is computed for the whole batch and changes the images that drew it. Most are tables from level to
+level, so that all of these together cost one look-up.
 """
 
 from __future__ import annotations
@@ -36,10 +36,9 @@ OPERATIONS = (
     "Equalize",
 )
 N_LEVELS = 31  # of strength, from none to the largest
-_SHEAR_X, _SHEAR_Y, _TRANSLATE_X, _TRANSLATE_Y, _ROTATE, _BRIGHTNESS, _COLOR, _CONTRAST = range(
-    1, 9
-)
-_SHARPNESS, _POSTERIZE, _SOLARIZE, _AUTOCONTRAST, _EQUALIZE = range(9, 14)
+_SHEAR_X, _SHEAR_Y, _TRANSLATE_X, _TRANSLATE_Y, _ROTATE = range(1, 6)
+_BRIGHTNESS, _COLOR, _CONTRAST, _SHARPNESS = range(6, 10)
+_POSTERIZE, _SOLARIZE, _AUTOCONTRAST, _EQUALIZE = range(10, 14)
 
 
 def randaugment(x: Tensor, generator: Generator, num_ops: int = 2, magnitude: int = 9) -> Tensor:
@@ -72,7 +71,7 @@ def randaugment(x: Tensor, generator: Generator, num_ops: int = 2, magnitude: in
     largest = (0.3, 150 / 331 * width, 150 / 331 * height, 30.0, 0.9, 4.0)
     table = magnitudes(largest, x.device)
     strength = torch.full((batch,), magnitude, device=x.device)
-    pixels = x.mul(255).round_()
+    pixels = _levels(x)
     for _ in range(num_ops):
         pixels = transform(pixels, *draw_operations(strength, table, generator))
     return pixels.div_(255)
@@ -100,7 +99,12 @@ def trivialaugment(x: Tensor, generator: Generator) -> Tensor:
     batch = image_shape(x, (1, 3))[0]
     strength = torch.randint(N_LEVELS, (batch,), generator=generator, device=x.device)
     table = magnitudes((0.99, 32.0, 32.0, 135.0, 0.99, 6.0), x.device)
-    return transform(x.mul(255).round_(), *draw_operations(strength, table, generator)).div_(255)
+    return transform(_levels(x), *draw_operations(strength, table, generator)).div_(255)
+
+
+def _levels(x: Tensor) -> Tensor:
+    """Whole levels; cut off at both ends, since a level outside the tables would stop a GPU."""
+    return x.mul(255).round_().clamp_(0, 255)
 
 
 @functools.lru_cache(maxsize=8)
@@ -172,9 +176,9 @@ def transform(pixels: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
     return _sharpen(looked_up, torch.where(kind == _SHARPNESS, factor, 1.0))
 
 
-def _blend(levels: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
+def _blend(levels: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     """`factor` times the one and 1 − `factor` times the other, cut off to a level."""
-    there = (other * (1 - factor)).to(torch.float32)
+    there = other * (1 - factor).to(torch.float32)
     return (levels * factor.to(torch.float32)).add_(there).clamp_(0, 255).floor_()
 
 

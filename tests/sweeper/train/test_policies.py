@@ -219,6 +219,12 @@ def test_bad_options_are_refused(options, refusal):
 
 
 @pytest.mark.parametrize("policy", [randaugment, trivialaugment])
+def test_values_outside_the_range_of_pixels_are_cut_off(policy):
+    x = 3 * torch.rand(40, 3, 8, 8, generator=generator()) - 1
+    assert torch.equal(policy(x, generator()), policy(x.clamp(0, 1), generator()))
+
+
+@pytest.mark.parametrize("policy", [randaugment, trivialaugment])
 def test_only_grey_and_rgb_images_will_do(policy):
     with pytest.raises(ConfigError, match="name: images of 2 channels; grey or RGB"):
         policy(torch.rand(2, 2, 8, 8), generator())
