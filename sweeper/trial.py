@@ -25,7 +25,7 @@ from sweeper.store.seal import State, is_sealed, remove_leftovers, seal
 from sweeper.store.staging import StagedTrial, owner_of
 from sweeper.store.writer import AttemptWriter, TrialHeader, attempts, create_store
 from sweeper.sweep_dir import SweepDir, environment
-from sweeper.train import checkpoint, data, metric_names, planned_steps, train
+from sweeper.train import checkpoint, data, labels_fitted, metric_names, planned_steps, train
 from sweeper.train.loop import Moment
 
 
@@ -293,15 +293,8 @@ def _checkpoint_attempt(path: Path) -> int:
 
 def _header(order: Order, config: TrialConfig, device: torch.device) -> TrialHeader:
     splits = data.load(config.data)
-    samples = {
-        split: SampleSet(
-            split,
-            getattr(splits, f"{split}_y").numpy(),
-            getattr(splits, f"{split}_ids").numpy(),
-            splits.class_names,
-        )
-        for split in (("test", "train") if config.record.train == "predictions" else ("test",))
-    }
+    targets = {phase: labels.numpy() for phase, labels in labels_fitted(config, splits).items()}
+    recorded = ("test", "train") if config.record.train == "predictions" else ("test",)
     return TrialHeader(
         trial_id=order.trial_id,
         schema=SCHEMA_VERSION,
@@ -309,9 +302,16 @@ def _header(order: Order, config: TrialConfig, device: torch.device) -> TrialHea
         identity=config.identity,
         steps=planned_steps(config),
         metrics=metric_names(config),
-        sample_sets=samples,
+        sample_sets={split: _sample_set(splits, split) for split in recorded},
+        targets=targets,
+        target_set=_sample_set(splits, "train") if targets else None,
         provenance=_provenance(order, device),
     )
+
+
+def _sample_set(splits: data.Splits, split: str) -> SampleSet:
+    labels, ids = (getattr(splits, f"{split}_{what}").numpy() for what in ("y", "ids"))
+    return SampleSet(split, labels, ids, splits.class_names)
 
 
 def _provenance(order: Order, device: torch.device) -> dict[str, Any]:

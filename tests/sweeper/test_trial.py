@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -206,3 +207,54 @@ def test_a_configuration_that_cannot_be_built_is_an_error_with_its_traceback_in_
     log = SweepDir(tmp_path).log(order.trial_id).read_text()
     assert "Traceback" in log
     assert "out of order" in log
+
+
+def test_the_labels_that_were_fitted_are_stored_where_they_are_not_the_clean_ones(tmp_path: Path):
+    order = order_in(tmp_path, data__label_noise=0.25, **{"init.corner.fit": "random-labels"})
+    order = with_corner(order, epochs=1, accuracy=0)
+    run(order)
+    store = open_store(tmp_path)
+    assert set(store.target_phases(order.trial_id)) == {"corner", "train"}
+    clean = store.labels("train", order.trial_id)
+    wrong = {
+        phase: (store.targets(order.trial_id, phase) != clean).mean()
+        for phase in ("corner", "train")
+    }
+    assert wrong["train"] == pytest.approx(0.25, abs=1e-3)
+    assert 0.85 < wrong["corner"] < 0.95
+    metrics = store.trials().loc[order.trial_id]
+    assert metrics["state"] == "complete"
+
+
+def test_a_corner_phase_is_stored_with_epochs_below_0_and_resumes_to_the_same_digest(
+    tmp_path: Path,
+):
+    digests = []
+    for name, steps in (("whole", None), ("pieces", 5)):
+        order = order_in(
+            tmp_path / name, **{"init.corner.fit": "subset", "init.corner.samples": 50}
+        )
+        order = with_corner(order, epochs=4, accuracy=0)
+        outcome = run(order, steps)
+        while outcome.state == "stopped":
+            outcome = run(order, steps)
+        digests.append(outcome.digest)
+        epochs = open_store(tmp_path / name).snapshots(order.trial_id)["epoch"]
+        assert epochs.min() == -4
+        assert epochs.max() == 3
+        assert (epochs == 0).sum() == 1
+    assert digests[0] == digests[1]
+
+
+def test_a_corner_that_is_not_reached_fails_the_attempt_and_seals_nothing(tmp_path: Path):
+    order = order_in(tmp_path, **{"init.corner.fit": "random-labels"})
+    with pytest.raises(ConfigError, match=r"init\.corner\.accuracy"):
+        run(with_corner(order, epochs=1, accuracy=1))
+    assert not list(open_store(tmp_path).trials().query("state == 'complete'").index)
+
+
+def with_corner(order: Order, **corner: float) -> Order:
+    """The same order with other values of `init.corner`."""
+    flat = dict(order.config) | {f"init.corner.{key}": value for key, value in corner.items()}
+    config = TrialConfig.from_flat(flat)
+    return dataclasses.replace(order, trial_id=config.trial_id, config=config.to_flat())
