@@ -27,6 +27,7 @@ from sweeper.store.writer import AttemptWriter, TrialHeader, attempts, create_st
 from sweeper.sweep_dir import SweepDir, environment
 from sweeper.train import checkpoint, data, labels_fitted, metric_names, planned_steps, train
 from sweeper.train.loop import Moment
+from sweeper.train.memory import keep_freed_memory
 
 
 def size_of(config: TrialConfig) -> Size:
@@ -81,6 +82,7 @@ class _Attempt:
 
     def run(self) -> Outcome:
         torch.set_num_threads(self.order.threads)
+        keep_freed_memory()
         config = TrialConfig.from_flat(self.order.config)
         objects = create_store(self.folder.store)
         if is_sealed(objects, self.order.trial_id):

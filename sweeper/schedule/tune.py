@@ -21,6 +21,7 @@ from sweeper.attempt import Order
 from sweeper.errors import SweeperError
 from sweeper.schedule.executor import Event, Failure, Runner
 from sweeper.schedule.leases import Leases
+from sweeper.train.memory import MALLOC_SETTINGS
 from sweeper.train.sources.place import ROOT_VARIABLE, data_root
 from sweeper.trial import run_attempt
 
@@ -38,6 +39,7 @@ _TUNE_SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    **MALLOC_SETTINGS,  # slots inherit them
 }
 
 

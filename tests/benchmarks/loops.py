@@ -23,9 +23,11 @@ from sweeper.config import TrialConfig
 from sweeper.train.build import build_model
 from sweeper.train.data import DataSet, Splits, load
 from sweeper.train.loop import train
+from sweeper.train.memory import keep_freed_memory
 from sweeper.train.randomness import epoch_order
 
 BATCH, LR, MOMENTUM = 200, 0.05, 0.9
+RECORDED_TRAIN, RECORDED_TEST = 600, 1_000  # samples of the trials whose recording is timed
 NETWORKS = {
     "fc": {"model.name": "fc", "model.widths": [1024, 512, 256, 128]},
     "allcnn": {"model.name": "allcnn"},
@@ -114,7 +116,8 @@ def _wait(device: torch.device) -> None:
 def ours(
     device: torch.device, network: str, seconds: float, warm_up: int, changes: dict
 ) -> dict[str, float]:
-    """Our loop's images a second."""
+    """Our loop's images a second, in a process set up as that of an attempt."""
+    keep_freed_memory()
     moments = train(config_of(network, **changes), device=device)
     next(moments)
     return {"images_per_second": _rate(moments, device, seconds, warm_up)}
@@ -198,7 +201,7 @@ def same_result(device: torch.device, network: str) -> dict[str, float]:
 
 
 def recording(device: torch.device, network: str) -> dict[str, float]:
-    """What a snapshot of 10,000 samples costs: its forward pass, and what recording adds to it.
+    """What a snapshot costs: its forward pass, and what recording adds to it.
 
     The recorded trial is a real one, through the store. `blocked` is the time for which training
     stands still for it; `append` is what the thread beside it takes.
@@ -225,8 +228,8 @@ def recording(device: torch.device, network: str) -> dict[str, float]:
     init = _Recorder.__init__
     _Recorder.record = timed_record
     _Recorder.__init__ = lambda self, append: init(self, timed_append(append))
-    sizes = {"data.n_train": 2000, "data.n_test": 10_000}
-    config = config_of(network, epochs=4, **{"record.schedule": "epoch"}, **sizes)
+    sizes = {"data.n_train": RECORDED_TRAIN, "data.n_test": RECORDED_TEST}
+    config = config_of(network, epochs=3, **{"record.schedule": "epoch"}, **sizes)
     with tempfile.TemporaryDirectory() as folder:
         order = Order(config.trial_id, config.to_flat(), folder)
         run_attempt(order, lambda: False, lambda progress: None)
@@ -235,7 +238,7 @@ def recording(device: torch.device, network: str) -> dict[str, float]:
         "forward_ms": 1e3 * forward,
         "blocked_ms": 1e3 * float(np.median(blocked)),
         "append_ms": 1e3 * float(np.median(appended)),
-        "epoch_s": epoch * 50_000 / 2000,  # of CIFAR-10's 50,000 images
+        "epoch_s": epoch * 50_000 / RECORDED_TRAIN,  # of CIFAR-10's 50,000 images
     }
 
 

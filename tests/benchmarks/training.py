@@ -38,10 +38,10 @@ def speed(networks: list[str], seconds: float, rounds: int) -> None:
 
 
 def recording(networks: list[str]) -> None:
-    """What a snapshot of 10,000 samples costs, beside the waits of a step and the difference."""
+    """What a snapshot of 1,000 samples costs, what a step waits for, and how results differ."""
     print(
         "\n| network | forward, ms | training waits, ms | append beside it, ms "
-        "| waits of a CIFAR-10 epoch | host syncs a step | largest difference of p |"
+        "| waits in a CIFAR-10 epoch | host syncs a step | largest difference of p |"
         "\n|---|---|---|---|---|---|---|"
     )
     for network in networks:
