@@ -73,7 +73,11 @@ class TrialConfig:
         if remaining:
             raise _inapplicable(next(iter(remaining)), flat)
         _check_together(config)
-        return dataclasses.replace(config, record=_canonical(config.record))
+        return dataclasses.replace(
+            config,
+            record=_canonical(config.record),
+            regularize=_without_idle_decay(config.regularize),
+        )
 
     def to_flat(self) -> Flat:
         """Every field and option by its dotted name, defaults included; tuples as lists."""
@@ -263,7 +267,7 @@ def _inapplicable(key: str, flat: Mapping[str, Any]) -> ConfigError:
     """The error for an option that the section's entry does not take."""
     section, _, option = key.rpartition(".")
     axis = _axis(section)
-    found = entry(axis, default_values(flat).get(f"{section}.name") or flat[f"{section}.name"])
+    found = entry(axis, {**default_values(flat), **flat}[f"{section}.name"])
     if option in found.supplied:
         return ConfigError(
             key, f"{axis} options do not include `{option}`", hint=f"set `regularize.{option}`"
@@ -286,6 +290,11 @@ def _canonical(record: RecordConfig) -> RecordConfig:
     return dataclasses.replace(record, schedule=tuple(epochs))
 
 
+def _without_idle_decay(regularize: RegularizeConfig) -> RegularizeConfig:
+    """One spelling of no weight decay, for which it does not matter what would decay."""
+    return regularize if regularize.weight_decay else dataclasses.replace(regularize, decay="all")
+
+
 def _check_together(config: TrialConfig) -> None:
     """What no single field can tell."""
     schedule = config.record.schedule
@@ -300,12 +309,16 @@ def _check_together(config: TrialConfig) -> None:
         raise ConfigError(
             "record.schedule", f"`{list(schedule)}`", f"epochs from 0 to {config.epochs}"
         )
-    if config.optim.schedule.warmup_epochs > config.epochs:
-        raise ConfigError(
-            "optim.schedule.warmup_epochs",
-            f"`{config.optim.schedule.warmup_epochs}`",
-            f"at most the {config.epochs} epochs of the trial",
-        )
+    lengths = {"trial": config.epochs}
+    if config.init.corner.fit != "nothing":
+        lengths["corner"] = config.init.corner.epochs
+    for phase, epochs in lengths.items():
+        if config.optim.schedule.warmup_epochs > epochs:
+            raise ConfigError(
+                "optim.schedule.warmup_epochs",
+                f"`{config.optim.schedule.warmup_epochs}`",
+                f"at most the {epochs} epochs of the {phase}",
+            )
     _check_supplied(config)
     _check_idle(config)
 

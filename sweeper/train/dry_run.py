@@ -19,6 +19,7 @@ from sweeper.config import TrialConfig
 from sweeper.errors import ConfigError
 from sweeper.sections import (
     AugmentConfig,
+    CornerConfig,
     DataConfig,
     InitConfig,
     ModelConfig,
@@ -33,7 +34,7 @@ from sweeper.train.lr import schedule_factor
 from sweeper.train.mixing import mixing
 from sweeper.train.plug_in import call, naming
 
-_ANY_SCHEDULE = ScheduleConfig()
+_ANY_SCHEDULE, _NO_CORNER = ScheduleConfig(), CornerConfig()
 
 
 def check(config: TrialConfig) -> None:
@@ -48,7 +49,9 @@ def check(config: TrialConfig) -> None:
         dropout=config.regularize.dropout, stochastic_depth=config.regularize.stochastic_depth
     )
     _check_model(config.data, config.model, network, min(config.optim.batch_size, 2))
-    _check_init(config.data, config.model, config.init)
+    _check_init(config.data, config.model, dataclasses.replace(config.init, corner=_NO_CORNER))
+    if config.channels_last:
+        _check_layout(config.data, config.model)
     alone = dataclasses.replace(config.optim, batch_size=1, clip=None, schedule=_ANY_SCHEDULE)
     decay = RegularizeConfig(
         weight_decay=config.regularize.weight_decay, decay=config.regularize.decay
@@ -102,6 +105,18 @@ def _logits(model: nn.Module, x: Tensor) -> list[Any]:
 @functools.cache
 def _check_init(data: DataConfig, model: ModelConfig, init: InitConfig) -> None:
     draw_weights(build_model(data, model, RegularizeConfig(), seed=0), init, seed=0)
+
+
+@functools.cache
+def _check_layout(data: DataConfig, model: ModelConfig) -> None:
+    """There are filters to lay out; else the trial would be the one without, by another name."""
+    built = build_model(data, model, RegularizeConfig(), seed=0)
+    if not any(parameter.ndim == 4 for parameter in built.parameters()):
+        raise ConfigError(
+            "channels_last",
+            f"`true`, but model `{model.name}` has no filters of images",
+            "`false`, which is the same to it",
+        )
 
 
 @functools.cache

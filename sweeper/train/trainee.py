@@ -63,7 +63,7 @@ class Trainee:
         model = build_model(config.data, config.model, regularize, config.seed)
         draw_weights(model, config.init, config.seed)
         precision = Precision(config.precision, config.channels_last, device)
-        precision.prepare(model)
+        precision.prepare(model.train())  # whatever its constructor left its parts in
         average = Average(model, regularize.ema) if regularize.ema else None
         if config.compile:
             model.compile()
@@ -170,7 +170,7 @@ class Trainee:
         return found
 
     def check_corner(self) -> None:
-        """At the end of a corner, refuse a network that has not reached it.
+        """At the end of a corner, refuse a network that has not reached it, unless it diverged.
 
         Raises
         ------
@@ -178,7 +178,8 @@ class Trainee:
         """
         if self.phase.is_corner and self.step == self.phase.last and not self.non_finite:
             found = self.evaluate("train", keep=False, fit=True)
-            check_reached(self.config.init.corner, found.fit_accuracy or 0.0)
+            if found.finite:
+                check_reached(self.config.init.corner, found.fit_accuracy or 0.0)
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the training depends on, besides the configuration."""

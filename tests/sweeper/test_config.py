@@ -468,6 +468,23 @@ def test_an_option_of_another_entry_is_refused_with_those_of_this_one():
     assert "model.widths" in error.allowed
 
 
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [("augment", "shift"), ("init", "normal"), ("optim.schedule", "step")],
+)
+def test_an_option_is_refused_by_the_entry_that_is_named_rather_than_the_default_one(section, name):
+    error = refusal({f"{section}.name": name, f"{section}.foo": 1})
+    assert f"`{name}` has no option `foo`" in error.found
+    assert len(error.allowed.split(",")) > 1
+
+
+def test_what_decays_makes_no_other_trial_where_nothing_does():
+    weights, none = {"regularize.decay": "weights"}, {"regularize.weight_decay": 0}
+    assert make(weights | none) == make(none)
+    decaying = {"regularize.weight_decay": 1e-3}
+    assert make(weights | decaying).trial_id != make(decaying).trial_id
+
+
 def test_dropout_needs_a_model_that_takes_it(plug_in):
     plug_in(build=lambda shape, n_classes: None)
     assert make({"model.name": "my_entries:build"}).regularize.dropout == 0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sweeper.config import TrialConfig
 from sweeper.errors import ConfigError
 from sweeper.train import labels_fitted, metric_names, planned_steps
 from sweeper.train.corner import fitted
@@ -89,6 +90,34 @@ def test_the_labels_of_a_corner_are_uniform_and_follow_from_its_own_seed(trial):
     assert not torch.equal(labels(), labels(**{"init.corner.seed": 1}))
 
 
+def test_a_corners_draws_have_nothing_in_common_with_those_of_the_data(trial):
+    for seed in range(6):
+        config = trial(**{**SUBSET, "init.corner.samples": 300, "init.corner.seed": seed})
+        for data_seed in (0, seed):
+            noise = {"data.label_noise": 0.2, "data.seed": data_seed}
+            data = load(TrialConfig.from_flat({**config.to_flat(), **noise}).data)
+            seen = fitted(config.init.corner, phases(config)[0], data).positions
+            share = (data.targets != data.train_y)[seen].double().mean().item()
+            assert share == pytest.approx(0.2, abs=0.1)
+        drawn = trial(
+            **{**CORNER, "init.corner.seed": seed},
+            **{"data.name": "synthetic", "data.labels": "random", "data.n_train": 1000},
+        )
+        data = load(drawn.data)
+        random = fitted(drawn.init.corner, phases(drawn)[0], data).labels
+        assert (random == data.train_y).double().mean().item() == pytest.approx(0.2, abs=0.08)
+
+
+def test_a_network_that_diverges_at_the_end_of_its_corner_has_diverged(trial):
+    config = trial(
+        **{**CORNER, "init.corner.epochs": 1, "init.corner.accuracy": 1},
+        **{"optim.lr": 1e37, "optim.batch_size": 1437, "model.norm": "none"},
+    )
+    first, last = train(config)
+    assert (first.diverged, last.diverged, last.step) == (False, True, 1)
+    assert last.state()["diverged"]
+
+
 def test_a_network_that_does_not_reach_its_corner_is_an_error(trial):
     config = trial(**{**CORNER, "init.corner.accuracy": 0.99})
     moments = train(config)
@@ -136,6 +165,10 @@ def test_metrics_of_the_fit_are_recorded_only_where_it_is_not_the_clean_training
         ({**SUBSET, "init.corner.samples": 0}, "how many training samples to fit first"),
         ({**SUBSET, "init.corner.samples": 1}, "from 2 to the 1437 training samples"),
         ({**SUBSET, "init.corner.samples": 1438}, "from 2 to the 1437 training samples"),
+        (
+            {**CORNER, "epochs": 9, "optim.schedule.warmup_epochs": 4},
+            "warmup_epochs: `4.0`; at most the 3 epochs of the corner",
+        ),
     ],
 )
 def test_a_corner_that_makes_no_sense_is_refused(trial, changes, message):

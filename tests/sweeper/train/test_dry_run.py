@@ -73,6 +73,7 @@ def broken_init(model, generator):
         ({"model.widths": [0]}, r"model.widths: `\[0\]`; whole numbers at least 1"),
         ({"model.name": "vit", "model.patch": 3}, "model.patch: `3`; a divisor"),
         ({"model.name": "vit", "model.heads": 5}, "model.heads: `5`; a divisor"),
+        ({"channels_last": True}, "channels_last: `true`, but model `fc` has no filters"),
         ({"model.name": "cnn", "model.widths": []}, r"model.widths: `\[\]`"),
         ({"optim.momentum": 1.5}, "optim.momentum: `1.5`; a number at least 0 and below 1"),
         ({"optim.name": "adam", "optim.eps": -1}, "optim.eps: `-1.0`"),

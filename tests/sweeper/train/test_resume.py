@@ -193,6 +193,30 @@ def test_a_state_of_another_network_is_refused(trial):
     assert caught.value.exit_code == 5
 
 
+class Asleep(nn.Module):
+    """A linear classifier with dropout that its constructor left in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.linear = nn.Dropout(0.5).eval(), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.linear(self.dropout(x.flatten(1)))
+
+
+def asleep(shape, n_classes):
+    return Asleep()
+
+
+def test_a_part_of_a_network_left_in_evaluation_mode_makes_no_difference_to_a_resume(trial):
+    config = trial(model__name=f"{__name__}:asleep", model__widths=None)
+    states = []
+    for whole in train(config):
+        states.append(copy.deepcopy(whole.state()))
+    *_, resumed = train(config, state=states[1])
+    assert same(whole, resumed)
+
+
 # --- divergence -----------------------------------------------------------------------------
 
 
