@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from sweeper.grid import expand, load_grid
+from sweeper.registry import BUILT_IN
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -89,7 +92,17 @@ def test_every_relative_link_of_the_documents_leads_somewhere():
             assert (document.parent / target).exists(), f"{document}: {target}"
 
 
-def test_the_trials_of_the_ready_grids_are_as_readme_says():
-    for name, count in re.findall(r"\[(\w+\.yaml)\]\(grids/\1\), (\d+) trials", README):
-        done = run(f"sweeper plan grids/{name} --json", ROOT)
-        assert json.loads(done.stdout)["n_trials"] == int(count)
+def test_readme_names_the_ready_grids_and_their_trials():
+    said = re.search(r"\[grids/\]\(grids\) holds ready ones:(.*?)\n\n", README, re.DOTALL)[1]
+    assert sorted(re.findall(r"`(\w+)`", said)) == sorted(p.stem for p in ROOT.glob("grids/*.yaml"))
+    counts = dict(re.findall(r"`(\w+)` \(([\d,]+)", said))
+    assert sorted(counts) == ["cifar10", "digits", "imagenet"]
+    for name, count in counts.items():
+        found = expand(load_grid(ROOT / f"grids/{name}.yaml"))
+        assert len(found.trials) == int(count.replace(",", ""))
+
+
+def test_readme_names_every_entry_of_every_axis():
+    table = re.search(r"## What a trial can be\n(.*?)\n## ", README, re.DOTALL)[1]
+    for axis, names in BUILT_IN.items():
+        assert [name for name in names if f"`{name}`" not in table] == [], axis
