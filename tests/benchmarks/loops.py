@@ -8,11 +8,13 @@ prints one line of JSON. Images are random, of CIFAR-10's shape, so that nothing
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -93,11 +95,13 @@ def measure(**cell: object) -> dict[str, object]:
 # --- images per second ------------------------------------------------------------------------
 
 
-def _rate(steps, device, seconds: float, warm_up: int) -> float:
+def _rate(steps, device, seconds: float, warm_up: int, meet=None) -> float:
     """Images a second of an iterator that makes one step at a time."""
     for _ in range(warm_up):
         next(steps)
     _wait(device)
+    if meet is not None:
+        _meet(Path(meet["folder"]), meet["n"])
     start, n_steps = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         next(steps)
@@ -108,19 +112,26 @@ def _rate(steps, device, seconds: float, warm_up: int) -> float:
     return n_steps * BATCH / (time.perf_counter() - start)
 
 
+def _meet(folder: Path, n_processes: int) -> None:
+    """Go on when so many processes have come here, so that all are timed while all train."""
+    (folder / f"{os.getpid()}").touch()
+    while len(list(folder.iterdir())) < n_processes:
+        time.sleep(0.01)
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def ours(
-    device: torch.device, network: str, seconds: float, warm_up: int, changes: dict
+    device: torch.device, network: str, seconds: float, warm_up: int, changes: dict, meet=None
 ) -> dict[str, float]:
     """Our loop's images a second, in a process set up as that of an attempt."""
     keep_freed_memory()
     moments = train(config_of(network, **changes), device=device)
     next(moments)
-    return {"images_per_second": _rate(moments, device, seconds, warm_up)}
+    return {"images_per_second": _rate(moments, device, seconds, warm_up, meet)}
 
 
 class _Pictures(Dataset):
