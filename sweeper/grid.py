@@ -209,35 +209,48 @@ def _derive(rules: Mapping[str, Expression], flat: Flat, absent: Flat) -> Flat:
 
 # --- which names there are --------------------------------------------------------------------
 
+_IN_ORDER = "`derive` goes in file order, after all axes"
+
 
 def _check_names(grid: Grid) -> set[str]:
-    """The names that expressions use, each of which some trial has by then."""
+    """The names that expressions use, each of which some trial has by then.
+
+    What is only set later is refused: its default would be seen, and not what the trial has.
+    """
     used: set[str] = set()
     for i, when in enumerate(grid.whens):
         axes = [*grid.axes, *(axis for before in grid.whens[:i] for axis in before.axes)]
-        _check_known(f"when[{i}]: if", when.condition, _names(grid, axes, ()), grid.derive)
+        later = dict.fromkeys(grid.derive, _IN_ORDER)
+        for j in range(len(grid.whens) - 1, i, -1):
+            later |= dict.fromkeys(grid.whens[j].keys, f"when[{j}] sets it: put that before")
+        _check_known(f"when[{i}]: if", when.condition, _names(grid, axes, ()), later)
         used |= when.condition.names
     axes = [*grid.axes, *(axis for when in grid.whens for axis in when.axes)]
-    known = _names(grid, axes, grid.derive)
+    known, later = _names(grid, axes, grid.derive), dict.fromkeys(grid.derive, _IN_ORDER)
     for key, expression in grid.derive.items():
-        _check_known(f"derive: {key}", expression, known, grid.derive)
+        _check_known(f"derive: {key}", expression, known, later)
         known.add(key)
+        del later[key]
         used |= expression.names
     for i, rule in enumerate(grid.exclude):
-        _check_known(f"exclude[{i}]", rule, known, ())
+        _check_known(f"exclude[{i}]", rule, known, {})
         used |= rule.names
     return used
 
 
 def _check_known(
-    where: str, expression: Expression, known: set[str], derived: Collection[str]
+    where: str, expression: Expression, known: set[str], later: Mapping[str, str]
 ) -> None:
-    for name in sorted(expression.names - known):
-        later = "`derive` goes in file order, after all axes" if name in derived else ""
-        quotes = "" if "." in name else f"a string needs quotes: '{name}'"
-        hint = later or nearest(name, known) or quotes
-        found = f"`{expression.text}`: unknown name `{name}`"
-        raise ExpressionError(where, found, "names are what some trial of the grid has", hint)
+    """Refuse a name that nothing has, or that has its value only later, which `later` explains."""
+    for name in sorted(expression.names):
+        if name in later:
+            found = f"`{expression.text}`: `{name}` is set later"
+            raise ExpressionError(where, found, "names are what is set before", later[name])
+        if name not in known:
+            quotes = "" if "." in name else f"a string needs quotes: '{name}'"
+            found = f"`{expression.text}`: unknown name `{name}`"
+            allowed = "names are what some trial of the grid has"
+            raise ExpressionError(where, found, allowed, nearest(name, known) or quotes)
 
 
 def _names(grid: Grid, axes: Sequence[Axis], derived: Collection[str]) -> set[str]:

@@ -132,7 +132,27 @@ VIT = {"if": "model.name == 'vit'", "axes": {"model.dim": [32, 64]}}
         ({"when": [VIT]}, "when[0]", "holds for no combination", "--allow-empty-exclude"),
         (
             {"when": [VIT | {"if": "let.a == 1"}], "derive": {"let.a": "seed"}},
-            *("when[0]: if", "unknown name `let.a`", "after all axes"),
+            *("when[0]: if", "`let.a` is set later", "after all axes"),
+        ),
+        (
+            {
+                "when": [VIT | {"if": "optim.batch_size > 100"}],
+                "derive": {"optim.batch_size": "64 * (seed + 1)"},
+            },
+            *("when[0]: if", "`optim.batch_size` is set later", "after all axes"),
+        ),
+        (
+            {
+                "when": [
+                    VIT | {"if": "regularize.ema == 0"},
+                    VIT | {"axes": {"regularize.ema": [1]}},
+                ]
+            },
+            *("when[0]: if", "`regularize.ema` is set later", "when[1] sets it"),
+        ),
+        (
+            {"derive": {"seed": "optim.batch_size", "optim.batch_size": "64"}},
+            *("derive: seed", "`optim.batch_size` is set later", "file order"),
         ),
         (
             {"when": [VIT | {"axes": {"let.b": [1]}}, VIT | {"if": "let.c == 1"}]},
