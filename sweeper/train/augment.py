@@ -34,9 +34,13 @@ def flip(x: Tensor, generator: Generator) -> Tensor:
     ------
     ConfigError : there is no image.
     """
-    batch = image_shape(x)[0]
-    mirrored = torch.rand(batch, 1, 1, 1, generator=generator, device=x.device) < 0.5
-    return torch.where(mirrored, x.flip(-1), x)
+    mirrored = _half(image_shape(x)[0], generator)
+    return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+
+
+def _half(batch: int, generator: Generator) -> Tensor:
+    """(batch,) bool, each true with probability ½."""
+    return torch.rand(batch, generator=generator, device=generator.device) < 0.5
 
 
 def shift(x: Tensor, generator: Generator, pixels: int = 1) -> Tensor:
@@ -166,7 +170,8 @@ def resized_crop_flip(x: Tensor, generator: Generator, size: int = 224) -> Tenso
     batch, _, height, width = image_shape(x)
     if size < 1:
         raise ConfigError("size", f"`{size}`", "a whole number from 1")
-    return flip(resample(x, draw_boxes(batch, height, width, generator), size), generator)
+    boxes = draw_boxes(batch, height, width, generator)
+    return resample(x, boxes, size, _half(batch, generator))
 
 
 def draw_boxes(batch: int, height: int, width: int, generator: Generator) -> Tensor:
@@ -196,8 +201,8 @@ def draw_boxes(batch: int, height: int, width: int, generator: Generator) -> Ten
     return torch.stack((top, left, high, wide))
 
 
-def resample(x: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """A box of each image resampled bilinearly to `size` × `size`.
+def resample(x: Tensor, boxes: Tensor, size: int, mirrored: Tensor) -> Tensor:
+    """A box of each image resampled bilinearly to `size` × `size`, and mirrored or not.
 
     The same as cutting the box out and then resizing: nothing outside it is seen.
 
@@ -206,6 +211,7 @@ def resample(x: Tensor, boxes: Tensor, size: int) -> Tensor:
     x : (batch, n_channels, height, width).
     boxes : (4, batch): top, left, height and width, whole pixels inside the image.
     size : height and width of the result, in pixels.
+    mirrored : (batch,) bool.
     """
     steps = (torch.arange(size, device=x.device) + 0.5) / size
     axes = []
@@ -216,6 +222,10 @@ def resample(x: Tensor, boxes: Tensor, size: int) -> Tensor:
         # cover the same square.
         position = (start + steps * extent).clamp(start + 0.5, start + extent - 0.5)
         axes.append(position * (2 / length) - 1)
-    rows, columns = torch.broadcast_tensors(axes[0][:, :, None], axes[1][:, None, :])
-    grid = torch.stack((columns, rows), dim=-1)
+    rows, columns = axes
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    # Each coordinate in a block of its own, which is faster to write and as fast to read.
+    grid = x.new_empty(len(x), 2, size, size)
+    grid[:, 0], grid[:, 1] = columns[:, None, :], rows[:, :, None]
+    grid = grid.permute(0, 2, 3, 1)
     return grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from sweeper.errors import ConfigError
-from sweeper.train.images import image_shape
+from sweeper.train.images import image_shape, in_parts
 
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
 
@@ -52,7 +52,11 @@ def color_jitter(
     u = torch.rand(8, batch, generator=generator, device=x.device)
     low_high = [(max(0.0, 1 - value), 1 + value) for value in values.values()]
     factors = torch.stack([low + (high - low) * u[i] for i, (low, high) in enumerate(low_high)])
-    return jitter(x, factors, (2 * u[3] - 1) * hue if hue else None, u[4:])
+
+    def change(part: Tensor, factors: Tensor, turn: Tensor, when: Tensor) -> Tensor:
+        return jitter(part, factors.T, turn if hue else None, when.T)
+
+    return in_parts(change, x, factors.T, (2 * u[3] - 1) * hue, u[4:].T)
 
 
 def jitter(x: Tensor, factors: Tensor, turn: Tensor | None, when: Tensor) -> Tensor:

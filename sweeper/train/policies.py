@@ -16,7 +16,7 @@ from torch.nn.functional import grid_sample
 
 from sweeper.errors import ConfigError
 from sweeper.train.colour import grey
-from sweeper.train.images import image_shape
+from sweeper.train.images import image_shape, in_parts
 
 # In torchvision's order and by its names.
 OPERATIONS = (
@@ -165,6 +165,10 @@ def transform(pixels: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
     pixels : (batch, 1 or 3, height, width) float32, whole levels from 0 to 255.
     operation, magnitude : (batch,) as `draw_operations` gives them.
     """
+    return in_parts(_transform, pixels, operation, magnitude)
+
+
+def _transform(pixels: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
     pixels = _move(pixels, operation, magnitude)
     is_colour = (operation >= _BRIGHTNESS) & (operation <= _SHARPNESS)
     factor = torch.where(is_colour, 1 + magnitude, 1.0).view(-1, 1, 1, 1)
@@ -213,15 +217,17 @@ def _move(pixels: Tensor, operation: Tensor, magnitude: Tensor) -> Tensor:
     to_y = (down + sine, cosine, down * width / 2 - of(_TRANSLATE_Y))
     x = torch.arange(width, device=pixels.device) - (width - 1) / 2
     y = torch.arange(height, device=pixels.device) - (height - 1) / 2
-    grid = pixels.new_empty(len(pixels), height, width, 2)
+    # Each coordinate in a block of its own, which is faster to write and as fast to read.
+    grid = pixels.new_empty(len(pixels), 2, height, width)
     for axis, (matrix, length) in enumerate(((to_x, width), (to_y, height))):
         # Where a position is halfway between two pixels, rounding decides; so this is done in
         # torchvision's order and precision.
         of_x, of_y, constant = (
             part.to(torch.float32).view(-1, 1, 1) / (0.5 * length) for part in matrix
         )
-        torch.add(of_x * x, of_y * y[:, None], out=grid[..., axis])
-        grid[..., axis] += constant
+        torch.add(of_x * x, of_y * y[:, None], out=grid[:, axis])
+        grid[:, axis] += constant
+    grid = grid.permute(0, 2, 3, 1)
     return grid_sample(pixels, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
 

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare, ks_2samp
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision import transforms
 from torchvision.transforms.v2 import functional
 
 from sweeper.errors import ConfigError
 from sweeper.registry import BUILT_IN, entry
+from sweeper.train import images as images_module
 from sweeper.train.augment import (
     crop_flip,
     cutout,
@@ -47,6 +50,19 @@ def images(n_images=40, shape=(3, 12, 10), seed=0):
     """Bytes over 255, as the image sets have them."""
     levels = torch.randint(0, 256, (n_images, *shape), generator=generator(seed))
     return levels.float() / 255
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the size of the largest result of any operation, views left out."""
+
+    n_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for found in tree_leaves(made):
+            if isinstance(found, torch.Tensor) and found._base is None:
+                self.n_bytes = max(self.n_bytes, found.untyped_storage().nbytes())
+        return made
 
 
 def augment(name, x, source):
@@ -157,6 +173,22 @@ def test_what_the_other_images_of_a_batch_are_does_not_matter(name):
     torch.testing.assert_close(made, beside, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["color-jitter", "randaugment", "trivialaugment"])
+@pytest.mark.parametrize("n_values", [1, 3 * 40 * 50 * 16])
+def test_what_needs_much_memory_is_done_in_parts_and_comes_out_the_same(
+    monkeypatch, name, n_values
+):
+    x = images(40, (3, 40, 50))
+    whole = augment(name, x, generator(5))
+    monkeypatch.setattr(images_module, "_ON_CPU", n_values)
+    largest = LargestTensor()
+    with largest:
+        made = augment(name, x, generator(5))
+    torch.testing.assert_close(made, whole, atol=1e-6, rtol=0)
+    # Indices are twice as wide as pixels, and the batch itself is there whole.
+    assert largest.n_bytes <= x.nbytes
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_vectors_cannot_be_augmented(name):
     with pytest.raises(ConfigError, match=r"name: samples of shape `\(64,\)`; images are needed"):
@@ -228,7 +260,9 @@ def test_the_full_recipe_is_a_flip_and_two_strong_operations():
 def test_a_box_is_resampled_as_torchvision_crops_and_resizes(height, width, size):
     x = images(60, (3, height, width))
     boxes = draw_boxes(60, height, width, generator(4))
-    made = resample(x, boxes, size)
+    mirrored = torch.arange(60) % 3 == 0
+    made = resample(x, boxes, size, mirrored)
+    made = torch.where(mirrored.view(-1, 1, 1, 1), functional.horizontal_flip(made), made)
     for image, (top, left, high, wide), found in zip(x, boxes.T.int().tolist(), made, strict=True):
         # Antialiasing changes nothing where the box is smaller than the result.
         is_enlarged = max(high, wide) <= size
@@ -241,7 +275,15 @@ def test_a_box_is_resampled_as_torchvision_crops_and_resizes(height, width, size
 def test_the_whole_image_at_its_own_size_is_itself():
     x = images(3, (3, 16, 16))
     whole = torch.tensor([[0.0], [0.0], [16.0], [16.0]]).expand(4, 3)
-    torch.testing.assert_close(resample(x, whole, 16), x, atol=1e-5, rtol=0)
+    made = resample(x, whole, 16, torch.zeros(3, dtype=torch.bool))
+    torch.testing.assert_close(made, x, atol=1e-5, rtol=0)
+
+
+def test_a_resized_crop_is_mirrored_as_flip_would_do_it():
+    x, source = images(50, (3, 20, 31)), generator(3)
+    boxes = draw_boxes(50, 20, 31, source)
+    expected = flip(resample(x, boxes, 17, torch.zeros(50, dtype=torch.bool)), source)
+    assert torch.equal(resized_crop_flip(x, generator(3), size=17), expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (64, 96), (40, 150), (200, 30)])
