@@ -163,7 +163,8 @@ def describe(config: DataConfig) -> DataSet:
     Raises
     ------
     ConfigError : the entry refuses its options, fails, or returns something else; a subset has
-        more samples than there are, or fewer than classes; there are no images to resize.
+        more samples than there are, or fewer than classes; there are no images to resize, or
+        ones that are stored in another size than the network's.
     """
     given = {"image_size": config.image_size, "seed": config.seed}
     supplied = {name: given[name] for name in entry("data", config.name).supplied}
@@ -173,12 +174,19 @@ def describe(config: DataConfig) -> DataSet:
             "data.name", f"`{config.name}` returned a {type(found).__name__}", "a `DataSet`"
         )
     n_train = _n_subset("data.subset", config.subset, found.n_train, len(found.class_names))
-    n_test = _n_subset("data.test_subset", config.test_subset, found.n_test, 1)
+    # Not 1, which is what `1.0` is read as, and who writes that means all of them.
+    n_test = _n_subset("data.test_subset", config.test_subset, found.n_test, 2)
     resized = found.shape
     if config.image_size is not None and "image_size" not in supplied:
         if len(found.shape) != 3:
             raise ConfigError(
                 "data.image_size", f"`{config.name}` has samples of shape `{found.shape}`", "images"
+            )
+        if found.stored_shape is not None:  # resizing would make one size of the two
+            raise ConfigError(
+                "data.image_size",
+                f"`{config.image_size}`, but `{config.name}` stores other than the network's input",
+                "null, or a data set whose function has a keyword `image_size`",
             )
         resized = (found.shape[0], config.image_size, config.image_size)
     if config.label_noise and len(found.class_names) < 2:

@@ -157,6 +157,16 @@ def test_what_is_no_image_is_not_resized():
     assert caught.value.where == "data.image_size"
 
 
+def larger_than_the_input():
+    return dataclasses.replace(describe(DIGITS), stored_shape=(1, 10, 10))
+
+
+def test_what_is_stored_larger_than_the_input_is_not_resized():
+    with pytest.raises(ConfigError, match="stores other than the network's input") as caught:
+        describe(DataConfig(name=f"{__name__}:larger_than_the_input", image_size=4))
+    assert caught.value.where == "data.image_size"
+
+
 @pytest.mark.parametrize("side", [4, 8, 13, 32])
 def test_images_are_resized_as_pillow_does_it(side):
     small, whole = load(DataConfig(name="digits", image_size=side)), load(DIGITS)
