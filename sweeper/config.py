@@ -21,9 +21,7 @@ from sweeper.coerce import coerce, in_range, in_words
 from sweeper.errors import ConfigError, nearest
 from sweeper.registry import Entry, entry, is_plug_in
 from sweeper.sections import (
-    RECORD_SCHEDULES,
     AugmentConfig,
-    CornerConfig,
     DataConfig,
     InitConfig,
     ModelConfig,
@@ -32,6 +30,15 @@ from sweeper.sections import (
     RecordConfig,
     RegularizeConfig,
     number,
+)
+from sweeper.together import (
+    canonical_decay,
+    canonical_record,
+    check_corner,
+    check_data_seed,
+    check_record,
+    check_supplied,
+    check_warmup,
 )
 
 # Changing any default, here or of a registry entry, renames trials: it needs a new version and
@@ -75,8 +82,8 @@ class TrialConfig:
         _check_together(config)
         return dataclasses.replace(
             config,
-            record=_canonical(config.record),
-            regularize=_without_idle_decay(config.regularize),
+            record=canonical_record(config.record),
+            regularize=canonical_decay(config.regularize),
         )
 
     def to_flat(self) -> Flat:
@@ -282,82 +289,14 @@ def _inapplicable(key: str, flat: Mapping[str, Any]) -> ConfigError:
     )
 
 
-def _canonical(record: RecordConfig) -> RecordConfig:
-    """One spelling of a list of epochs: ascending, once each, without 0, which always is one."""
-    if isinstance(record.schedule, str):
-        return record
-    epochs = sorted({epoch for epoch in record.schedule if epoch > 0})
-    return dataclasses.replace(record, schedule=tuple(epochs))
-
-
-def _without_idle_decay(regularize: RegularizeConfig) -> RegularizeConfig:
-    """One spelling of no weight decay, for which it does not matter what would decay."""
-    return regularize if regularize.weight_decay else dataclasses.replace(regularize, decay="all")
-
-
 def _check_together(config: TrialConfig) -> None:
     """What no single field can tell."""
-    schedule = config.record.schedule
-    if isinstance(schedule, str) and schedule not in RECORD_SCHEDULES:
-        raise ConfigError(
-            "record.schedule",
-            f"unknown schedule `{schedule}`",
-            f"known: {', '.join(RECORD_SCHEDULES)}, or a list of epochs",
-            nearest(schedule, RECORD_SCHEDULES),
-        )
-    if not isinstance(schedule, str) and any(not 0 <= t <= config.epochs for t in schedule):
-        raise ConfigError(
-            "record.schedule", f"`{list(schedule)}`", f"epochs from 0 to {config.epochs}"
-        )
-    lengths = {"trial": config.epochs}
-    if config.init.corner.fit != "nothing":
-        lengths["corner"] = config.init.corner.epochs
-    for phase, epochs in lengths.items():
-        if config.optim.schedule.warmup_epochs > epochs:
-            raise ConfigError(
-                "optim.schedule.warmup_epochs",
-                f"`{config.optim.schedule.warmup_epochs}`",
-                f"at most the {epochs} epochs of the {phase}",
-            )
-    _check_supplied(config)
-    _check_idle(config)
-
-
-def _check_supplied(config: TrialConfig) -> None:
-    """Refuse what the model has no place for."""
-    supplied = entry("model", config.model.name).supplied
-    for name in ("dropout", "stochastic_depth"):
-        value = getattr(config.regularize, name)
-        if value and name not in supplied:
-            raise ConfigError(
-                f"regularize.{name}",
-                f"`{value}`, but model `{config.model.name}` takes no {name}",
-                f"0, or a model whose function has a keyword `{name}`",
-            )
-
-
-def _check_idle(config: TrialConfig) -> None:
-    """Refuse a value that nothing depends on: it would name one trial twice."""
-    made = config.data
-    uses_seed = "seed" in entry("data", made.name).supplied
-    if made.seed and not (made.subset or made.label_noise or made.shuffle_labels or uses_seed):
-        raise ConfigError(
-            "data.seed",
-            f"`{made.seed}`, but nothing is drawn from it",
-            "0, unless there is a `subset`, `label_noise` or `shuffle_labels`",
-        )
-    corner, idle = config.init.corner, CornerConfig()
-    if corner.fit != "subset":
-        idle = dataclasses.replace(corner, samples=0) if corner.fit == "random-labels" else idle
-        for name in ("samples", "epochs", "accuracy", "seed"):
-            if getattr(corner, name) != getattr(idle, name):
-                raise ConfigError(
-                    f"init.corner.{name}",
-                    f"`{getattr(corner, name)}`, but `init.corner.fit` is `{corner.fit}`",
-                    f"`{getattr(idle, name)}` there",
-                )
-    elif corner.samples < 1:
-        raise ConfigError("init.corner.samples", "`0`", "how many training samples to fit first")
+    corner = config.init.corner
+    check_record(config.record, config.epochs)
+    check_warmup(config.optim.schedule, corner, config.epochs)
+    check_supplied(config.model, config.regularize)
+    check_data_seed(config.data)
+    check_corner(corner)
 
 
 def upgrade(flat: Mapping[str, Any], version: int) -> Flat:

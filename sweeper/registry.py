@@ -30,6 +30,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import GenericAlias
 from typing import Any
 
 from sweeper.errors import ConfigError, nearest
@@ -228,5 +229,13 @@ def _options(
                 "every option needs one: it is part of the trial's identity",
             )
         defaults[parameter.name] = parameter.default
-    types = {key: hints.get(key, type(value)) for key, value in defaults.items()}
+    types = {key: _typed(hints.get(key, type(value)), value) for key, value in defaults.items()}
     return defaults, types
+
+
+def _typed(annotation: Any, default: Any) -> Any:
+    """The annotation; of a bare list or tuple, its items' type follows from the default."""
+    if annotation not in (list, tuple):
+        return annotation
+    kinds = {type(item) for item in default} if isinstance(default, (list, tuple)) else set()
+    return GenericAlias(tuple, (kinds.pop() if len(kinds) == 1 else Any, ...))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sweeper.errors import ConfigError
+
 
 class Average:
     """The network whose weights are θ̄ ← decay · θ̄ + (1 − decay) · θ, from θ̄ = θ at the start.
@@ -15,10 +17,23 @@ class Average:
     Only weights are averaged: buffers, such as the running statistics of batch norm, are those of
     the trained network. Polyak & Juditsky, SIAM J. Control Optim. 30(4), 1992; the exponential
     form as in Tarvainen & Valpola, NeurIPS 2017, arXiv:1703.01780, Eq. 1.
+
+    Raises
+    ------
+    ConfigError : the network cannot be copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self._decay = copy.deepcopy(model).requires_grad_(False), decay
+        try:
+            self.model = copy.deepcopy(model).requires_grad_(False)
+        except Exception as error:  # such as tensors that were computed from parameters
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(
+                "regularize.ema",
+                f"`{decay}`, but the network cannot be copied: {reason}",
+                "0, or a network that `copy.deepcopy` copies",
+            ) from error
+        self._decay = decay
         self._averaged: list[Tensor] = list(self.model.parameters())
         self._trained: list[Tensor] = list(model.parameters())
         self._source = model

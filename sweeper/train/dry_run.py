@@ -27,6 +27,7 @@ from sweeper.sections import (
     RegularizeConfig,
     ScheduleConfig,
 )
+from sweeper.train.average import Average
 from sweeper.train.build import build_model, build_optimizer, draw_weights
 from sweeper.train.data import describe
 from sweeper.train.length import phases
@@ -50,6 +51,8 @@ def check(config: TrialConfig) -> None:
     )
     _check_model(config.data, config.model, network, min(config.optim.batch_size, 2))
     _check_init(config.data, config.model, dataclasses.replace(config.init, corner=_NO_CORNER))
+    if config.regularize.ema:
+        _check_average(config.data, config.model, config.regularize.ema)
     if config.channels_last:
         _check_layout(config.data, config.model)
     alone = dataclasses.replace(config.optim, batch_size=1, clip=None, schedule=_ANY_SCHEDULE)
@@ -105,6 +108,11 @@ def _logits(model: nn.Module, x: Tensor) -> list[Any]:
 @functools.cache
 def _check_init(data: DataConfig, model: ModelConfig, init: InitConfig) -> None:
     draw_weights(build_model(data, model, RegularizeConfig(), seed=0), init, seed=0)
+
+
+@functools.cache
+def _check_average(data: DataConfig, model: ModelConfig, decay: float) -> None:
+    Average(build_model(data, model, RegularizeConfig(), seed=0), decay)
 
 
 @functools.cache

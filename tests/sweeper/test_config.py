@@ -478,6 +478,18 @@ def test_an_option_is_refused_by_the_entry_that_is_named_rather_than_the_default
     assert len(error.allowed.split(",")) > 1
 
 
+def test_lists_without_types_take_those_of_their_defaults(plug_in):
+    def model(shape, n_classes, widths=(3, 4), names: list = ("a",), anything=()):
+        pass
+
+    plug_in(model=model)
+    named = {"model.name": "my_entries:model"}
+    found = dict(make(named | {"model.widths": [5.0], "model.anything": ["b", 1]}).model.options)
+    assert found == {"widths": (5,), "names": ("a",), "anything": ("b", 1)}
+    assert refusal(named | {"model.widths": [0.5]}).where == "model.widths[0]"
+    assert refusal(named | {"model.names": 3}).allowed == "a list, each item a name, is needed"
+
+
 def test_what_decays_makes_no_other_trial_where_nothing_does():
     weights, none = {"regularize.decay": "weights"}, {"regularize.weight_decay": 0}
     assert make(weights | none) == make(none)

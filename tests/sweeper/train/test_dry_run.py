@@ -38,6 +38,21 @@ def untrained(shape, n_classes):
     return Untrained()
 
 
+class Computed(nn.Linear):
+    """A layer that has, as old weight norm leaves it, a tensor computed from its parameters."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+        self.computed = self.weight * 2
+
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+
+
+def computed(shape, n_classes):
+    return Computed()
+
+
 def unshaped(shape, n_classes):
     return nn.Identity()
 
@@ -73,6 +88,10 @@ def broken_init(model, generator):
         ({"model.widths": [0]}, r"model.widths: `\[0\]`; whole numbers at least 1"),
         ({"model.name": "vit", "model.patch": 3}, "model.patch: `3`; a divisor"),
         ({"model.name": "vit", "model.heads": 5}, "model.heads: `5`; a divisor"),
+        (
+            {"model.name": ":computed", "regularize.ema": 0.9},
+            "regularize.ema: `0.9`, but the network cannot be copied: Only Tensors created",
+        ),
         ({"channels_last": True}, "channels_last: `true`, but model `fc` has no filters"),
         ({"model.name": "cnn", "model.widths": []}, r"model.widths: `\[\]`"),
         ({"optim.momentum": 1.5}, "optim.momentum: `1.5`; a number at least 0 and below 1"),
