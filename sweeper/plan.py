@@ -18,10 +18,11 @@ from sweeper.registry import source_hash
 
 @dataclass(frozen=True)
 class Size:
-    """What a trial will store: snapshots, and bytes of predictions before compression."""
+    """What a trial will store: snapshots, bytes of predictions before compression, files."""
 
     n_snapshots: int
     n_bytes: int
+    n_files: int
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Plan:
 
     @property
     def n_files(self) -> int:
-        """Files of the sealed trials: metadata, array and one shard each, and the log."""
-        return 4 * len(self.trials)
+        """Files of all trials when they are sealed, their logs among them."""
+        return sum(size.n_files for size in self.sizes)
 
 
 def make_plan(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sweeper.config import schema
 from sweeper.display import duration
 from sweeper.grid import Expansion
 from sweeper.journal import Tally
@@ -44,7 +45,8 @@ def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir) -> dict[str,
 
 def plan_lines(grid: Path, expansion: Expansion, made: Plan, folder: SweepDir) -> Iterator[str]:
     """The plan for people, one fact a line."""
-    yield f"{grid}: {len(made.trials):,} trials of {expansion.n_product:,} combinations"
+    n_trials = _counted(len(made.trials), "trial")
+    yield f"{grid}: {n_trials} of {_counted(expansion.n_product, 'combination')}"
     rows = [*_grid_rows(expansion), *_launch_rows(made, folder)]
     width = max(len(name) for name, _ in rows if len(name) <= _WIDTH)
     yield from (f"{name:<{width}}  {value}" for name, value in rows)
@@ -53,11 +55,11 @@ def plan_lines(grid: Path, expansion: Expansion, made: Plan, folder: SweepDir) -
 def _grid_rows(expansion: Expansion) -> Rows:
     """The axes and what every rule did to their product."""
     for label, values in expansion.axes:
-        yield f"  axis {label}", _values(values)
+        yield f"  axis {label}", _values(label, values)
     for pair in expansion.zips:
         yield f"  zip {' + '.join(pair.labels)}", f"{pair.n_values:,} of {pair.n_product:,}"
     for when in expansion.whens:
-        at = f"{when.n_combinations:,} combination{'s' * (when.n_combinations != 1)}"
+        at = _counted(when.n_combinations, "combination")
         yield f"  when {when.condition}", f"+{when.n_added:,}, for {at}"
     for rule, n_removed in expansion.excluded:
         yield f"  exclude {rule}", f"-{n_removed:,}"
@@ -69,25 +71,43 @@ def _launch_rows(made: Plan, folder: SweepDir) -> Rows:
     """What is left to run, and what it will take."""
     seconds = _estimate(made, folder)
     yield f"{folder.path}", f"{len(made.trials) - len(made.todo):,} complete"
-    yield "  to run", f"{len(made.todo):,} trials"
+    yield "  to run", _counted(len(made.todo), "trial")
     yield "  snapshots", f"{made.n_snapshots:,}"
-    yield "  predictions", f"{made.n_bytes / 1e6:,.1f} MB before compression"
+    yield "  predictions", f"{_bytes(made.n_bytes)} before compression"
     yield "  files", f"about {made.n_files:,} when sealed"
     yield "  time", "not yet measured" if seconds is None else f"{duration(seconds)} of one slot"
 
 
-def _values(values: Sequence[Any]) -> str:
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def _bytes(n: int) -> str:
+    """A size in the unit that leaves it below 1,000."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if n >= size:
+            return f"{n / size:,.1f} {unit}"
+    return f"{n / 1e3:.1f} kB"
+
+
+def _values(label: str, values: Sequence[Any]) -> str:
     """How many, and the first few, as YAML would have them: at least one, no long line."""
-    shown = [_value(value) for value in values[:6]]
+    section = label.partition(", when ")[0] + "."
+    shown = [_value(value, section) for value in values[:6]]
     while len(shown) > 1 and sum(map(len, shown)) > _LONGEST:
         shown.pop()
     return f"{len(values):,}: " + ", ".join(shown + ["..."] * (len(values) > len(shown)))
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {item}" for key, item in value.items()) + "}"
-    return "null" if value is None else str(value)
+def _value(value: Any, section: str) -> str:
+    """A value, the keys of a case as the grid may have them: relative to the axis's section."""
+    if not isinstance(value, dict):
+        return "null" if value is None else str(value)
+    items = []
+    for key, item in value.items():
+        short = key.removeprefix(section)
+        items.append(f"{key if short in schema() else short}: {item}")  # `seed` is the trial's
+    return "{" + ", ".join(items) + "}"
 
 
 def _estimate(made: Plan, folder: SweepDir) -> float | None:

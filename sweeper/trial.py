@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -20,7 +21,7 @@ from sweeper.durable import crash_point, remove_partials
 from sweeper.errors import CheckpointError, ConfigError
 from sweeper.plan import Size
 from sweeper.store.local import LocalObjects
-from sweeper.store.schema import SampleSet
+from sweeper.store.schema import SampleSet, sealed_layout
 from sweeper.store.seal import State, is_sealed, remove_leftovers, seal
 from sweeper.store.staging import StagedTrial, owner_of
 from sweeper.store.writer import AttemptWriter, TrialHeader, attempts, create_store
@@ -32,12 +33,18 @@ from sweeper.train.memory import keep_freed_memory
 
 def size_of(config: TrialConfig) -> Size:
     """What the trial will store; nothing is read for it."""
-    described = data.describe(config.data)
-    n_samples = described.n_test
+    described, corner = data.describe(config.data), config.init.corner
+    n_samples = [described.n_test]
     if config.record.train == "predictions":
-        n_samples += described.n_train
+        n_samples.append(described.n_train)
     n_snapshots = len(planned_steps(config))
-    return Size(n_snapshots, n_snapshots * n_samples * len(described.class_names) * 2)
+    shapes = [(n_snapshots, n, len(described.class_names)) for n in n_samples]
+    n_shards = sum(math.ceil(shape[1] / sealed_layout(shape, 2)[1]) for shape in shapes)
+    relabelled = config.data.label_noise > 0 or config.data.shuffle_labels
+    n_targets = relabelled + (corner.fit == "random-labels")
+    # The log and the trial's metadata; those of each array, and its shards.
+    n_files = 2 + len(shapes) + n_shards + 2 * n_targets
+    return Size(n_snapshots, 2 * sum(map(math.prod, shapes)), n_files)
 
 
 def run_attempt(

@@ -92,7 +92,7 @@ def overhead(folder: Path, n_trials: int) -> None:
         )
         for seed in range(n_trials)
     ]
-    plan = make_plan([Trial(c.trial_id, c) for c in configs], set(), lambda config: Size(2, 0))
+    plan = make_plan([Trial(c.trial_id, c) for c in configs], set(), lambda config: Size(2, 0, 4))
     for executor in (LocalExecutor(no_op), TuneExecutor(2, runner=no_op)):
         times: list[float] = []
         started = time.monotonic()

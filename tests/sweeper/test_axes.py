@@ -60,7 +60,15 @@ def test_the_axes_of_a_case_are_multiplied_within_it(expanded, without):
 
 def test_cases_nest_and_their_keys_are_relative_or_absolute_at_every_depth(expanded):
     schedules = [{"name": "constant"}, {"name": "cosine", "axes": {"warmup_epochs": [0, 1]}}]
-    optim = [{"axes": {"schedule": schedules, "model": [{"widths": [4]}, {"widths": [8]}], "epochs": [2, 3]}}]
+    optim = [
+        {
+            "axes": {
+                "schedule": schedules,
+                "model": [{"widths": [4]}, {"widths": [8]}],
+                "epochs": [2, 3],
+            }
+        }
+    ]
     found = expanded(axes={"optim": optim})
     keys = ("optim.schedule.name", "optim.schedule.warmup_epochs", "model.widths", "epochs")
     assert picked(found, *keys) == [

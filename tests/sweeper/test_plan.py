@@ -42,7 +42,7 @@ TRIALS = [
 
 
 def size_of(config):
-    return Size(config.epochs + 1, 100 * config.epochs)
+    return Size(config.epochs + 1, 100 * config.epochs, config.seed)
 
 
 # --- what is to be run -----------------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_all_trials_are_run_when_none_is_complete_and_none_when_all_are():
 
 def test_sizes_add_up_over_all_trials():
     plan = make_plan(TRIALS, {TRIALS[0].trial_id}, size_of)
-    assert (plan.n_snapshots, plan.n_bytes, plan.n_files) == (12, 900, 12)
+    assert (plan.n_snapshots, plan.n_bytes, plan.n_files) == (12, 900, 6)
 
 
 def test_two_configurations_of_one_id_are_refused():

@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from sweeper.grid import expand, load_grid
 from sweeper.plan import Size, make_plan
@@ -23,7 +24,7 @@ def planned(grid_file, tmp_path):
     """What the two functions are given, for a grid in which every rule does something."""
     path = grid_file(**SECTIONS)
     expansion = expand(load_grid(path))
-    made = make_plan(expansion.trials, (), lambda config: Size(3, 100))
+    made = make_plan(expansion.trials, (), lambda config: Size(3, 100, 4))
     return path, expansion, made, SweepDir(tmp_path / "sweep")
 
 
@@ -41,6 +42,7 @@ def test_the_plan_shows_what_each_rule_did(planned):
     assert rows["exclude optim.batch_size > 2"] == "-324"
     assert rows["exclude let.a == 6"] == "-8"
     assert rows["duplicates folded"] == "-4"
+    assert rows["axis optim"].startswith("29: {batch_size: 1}, {batch_size: 2}, ")
     assert rows["to run"] == "12 trials"
     assert max(map(len, lines)) < 180, "an axis of many cases is cut short"
 
@@ -60,3 +62,32 @@ def test_the_counts_of_the_json_add_up(planned):
     assert fields["n_product"] == 2 * 3 * 29 + 174
     removed = sum(fields["excluded"].values())
     assert fields["n_product"] == fields["n_trials"] + removed + fields["n_duplicates"]
+
+
+def test_the_keys_of_a_case_are_as_a_grid_may_have_them(grid_file, tmp_path):
+    case = {"fit": "subset", "samples": 20, "init.corner.seed": 3, "optim.batch_size": 4}
+    path = grid_file(axes={"init.corner": [case]})
+    expansion = expand(load_grid(path))
+    made = make_plan(expansion.trials, (), lambda config: Size(3, 100, 4))
+    first, row, *_ = plan_lines(path, expansion, made, SweepDir(tmp_path / "sweep"))
+    assert first.endswith(": 1 trial of 1 combination")
+    shown = yaml.safe_load(row.partition("1: ")[2])
+    assert shown == case
+    again = grid_file(axes={"init.corner": [shown]})
+    assert expand(load_grid(again)).trials == expansion.trials
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "shown"),
+    [
+        (0, "0.0 kB"),
+        (40_720, "40.7 kB"),
+        (16_123_456, "16.1 MB"),
+        (649_440_000_000, "649.4 GB"),
+        (3_210_000_000_000_000, "3,210.0 TB"),
+    ],
+)
+def test_bytes_are_shown_in_a_unit_that_fits(planned, n_bytes, shown):
+    path, expansion, _, folder = planned
+    made = make_plan(expansion.trials[:1], (), lambda config: Size(1, n_bytes, 4))
+    assert f"{shown} before compression" in "\n".join(plan_lines(path, expansion, made, folder))

@@ -29,7 +29,7 @@ def folder(tmp_path):
     """A sweep of six trials of which nothing has been run."""
     found = SweepDir(tmp_path)
     found.write_manifest({"name": "six"})
-    write_plan(found.plan, make_plan(TRIALS, (), lambda config: Size(1, 1)))
+    write_plan(found.plan, make_plan(TRIALS, (), lambda config: Size(1, 1, 4)))
     return found
 
 

@@ -174,6 +174,30 @@ def test_a_trial_that_says_so_records_its_training_set_too(tmp_path: Path):
     assert (size.n_snapshots, size.n_bytes) == (n_snapshots, n_snapshots * 1797 * 10 * 2)
 
 
+@pytest.mark.parametrize(
+    ("changes", "shard_bytes", "n_files"),
+    [
+        ({}, 2**20, 4),
+        ({"record__train": "predictions"}, 2**20, 6),
+        ({"data__label_noise": 0.1}, 2**20, 6),
+        ({"data__shuffle_labels": True, "record__train": "predictions"}, 2**20, 8),
+        ({}, 10_000, 5),
+    ],
+)
+def test_a_trial_has_as_many_files_as_planned(
+    tmp_path: Path, monkeypatch, changes, shard_bytes, n_files
+):
+    monkeypatch.setattr("sweeper.store.schema.SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr("sweeper.store.schema.CHUNK_BYTES", min(shard_bytes, 5_000))
+    order = order_in(tmp_path, epochs=1, record__schedule="epoch", **changes)
+    run(order)
+    sealed = tmp_path / "predictions.zarr" / "trials" / order.trial_id
+    found = [path for path in sealed.rglob("*") if path.is_file()]
+    assert SweepDir(tmp_path).log(order.trial_id).is_file()
+    planned = size_of(TrialConfig.from_flat(order.config)).n_files
+    assert len(found) + 1 == planned == n_files
+
+
 def test_what_was_recorded_is_what_the_metrics_say(tmp_path: Path):
     order = order_in(tmp_path, epochs=1)
     run(order)
