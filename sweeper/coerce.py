@@ -45,8 +45,12 @@ def coerce(key: str, value: Any, kind: Any) -> Any:
         return int(value)
     elif kind is float and _is_number(value):
         return float(value) + 0.0  # -0.0 is 0.0
-    hint = nearest(value, arguments) if isinstance(value, str) and origin is typing.Literal else ""
-    raise ConfigError(key, f"`{_shown(value)}`", f"{in_words(kind)} is needed", hint)
+    words, hint = in_words(kind), ""
+    if isinstance(value, str) and origin is typing.Literal:
+        hint = nearest(value, arguments)
+    elif isinstance(value, list) and "a list" not in words:
+        hint = "several values are an axis: they go under `axes`, those of a case under its own"
+    raise ConfigError(key, f"`{_shown(value)}`", f"{words} is needed", hint)
 
 
 def _items(arguments: tuple[Any, ...], value: Any) -> list[Any] | None:

@@ -52,7 +52,8 @@ def check_key(key: str) -> None:
     """Refuse a key that no trial could have and that is no variable of the grid."""
     if key in all_sections():
         fields = [name for name in schema() if name.startswith(f"{key}.")]
-        raise GridError(key, "a section, not a field", f"its fields are {', '.join(fields)}")
+        hint = f"`{key}.name`, or cases such as `{{name: ...}}`" if f"{key}.name" in fields else ""
+        raise GridError(key, "a section, not a field", f"its fields are {', '.join(fields)}", hint)
     if not (key.startswith("let.") and key.removeprefix("let.").isidentifier()):
         check_keys([key])
 

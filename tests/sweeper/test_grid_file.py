@@ -37,7 +37,17 @@ from sweeper.grid import expand, load_grid
         ({"axes": {"seed": {"range": [0, 5, 0]}}}, "axes: seed", "range with step `0`", ""),
         ({"axes": {"seed": {"range": [0, 5], "x": 1}}}, "axes: seed", "`{'range'", ""),
         ({"axes": {"sed": [1]}}, "axes: sed", "unknown key", "`seed`"),
-        ({"axes": {"optim": ["sgd"]}}, "axes: optim", "a section, not a field", ""),
+        ({"axes": {"optim": ["sgd"]}}, "axes: optim", "a section, not a field", "`optim.name`, or"),
+        (
+            {
+                "base": {
+                    "data.name": "digits",
+                    "model.name": "fc",
+                    "optim": {"name": "sgd", "lr": [1]},
+                }
+            },
+            *("its only trial: optim.lr", "`[1]`", "under `axes`"),
+        ),
         ({"axes": {"optim": {"batch_size": [1]}}}, "axes: optim", "`{'batch_size'", ""),
         ({"axes": {"optim": [{"lr": 1}, 2]}}, "axes: optim", "`2` among mappings", ""),
         ({"axes": {"seed": [2, {"a": 1}]}}, "axes: seed", "a mapping in a list", ""),
@@ -201,6 +211,10 @@ VIT = {"if": "model.name == 'vit'", "axes": {"model.dim": [32, 64]}}
         (
             {"axes": {"x": [{"axes": {"seed": {"range": [0, 10**12]}}}]}},
             *("axes: x[0]: x", "1,000,000,000,000 cases", "at the top of `axes`"),
+        ),
+        (
+            {"axes": {"optim": [{}, {"clip": [1, 2]}]}},
+            *("trial `optim={'optim.clip': [1, 2]}`: optim.clip", "`[1, 2]`", "a case under its"),
         ),
         ({"axes": {"model": [{"axes": [8]}]}}, "trial `model={'model.axes': [8]}`", "option", ""),
     ],
