@@ -3,7 +3,8 @@
 `kaiming`, `xavier`, `orthogonal`, `normal` and `uniform` draw the weights of linear and
 convolutional layers and of `torch.nn.MultiheadAttention`, and set their biases to zero. Fans are
 those of the matrix as stored, so that queries, keys and values packed into one count as one. All
-else (norms, tokens, position embeddings) stays as the model's constructor made it.
+else (norms, tokens, position embeddings, transposed convolutions) stays as the model's constructor
+made it.
 
 `perturbed` and `checkpoint` change everything that is trained.
 """

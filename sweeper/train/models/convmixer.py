@@ -43,7 +43,7 @@ def convmixer(
     ----------
     shape : (n_channels, height, width) of one sample; what a patch does not fill is cut off.
     dim : channels everywhere.
-    depth : number of blocks; may be 0.
+    depth : number of blocks.
     kernel : side of a depthwise convolution in patches, odd.
     patch : side of a patch in pixels, at most that of the image.
 
@@ -52,8 +52,7 @@ def convmixer(
     ConfigError : samples are not images, or an option does not fit.
     """
     check_images(shape)
-    check_at_least(1, dim=dim, kernel=kernel, patch=patch)
-    check_at_least(0, depth=depth)
+    check_at_least(1, dim=dim, depth=depth, kernel=kernel, patch=patch)
     check_affine(norm, affine, usual=True)
     if kernel % 2 == 0:
         raise ConfigError("kernel", f"`{kernel}`", "an odd number, so that it has a middle")

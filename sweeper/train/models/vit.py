@@ -50,7 +50,7 @@ def vit(
     shape : (n_channels, height, width) of one sample.
     patch : side of a patch in pixels; divides height and width.
     dim : width of a token; a multiple of `heads`.
-    depth : number of blocks; may be 0.
+    depth : number of blocks; without one, the token would see no patch.
     mlp : hidden units of a block's MLP.
     qkv_bias : whether queries, keys and values have biases.
     norm : of every token alone.
@@ -61,8 +61,7 @@ def vit(
     """
     check_images(shape)
     _, height, width = shape
-    check_at_least(1, patch=patch, dim=dim, heads=heads, mlp=mlp)
-    check_at_least(0, depth=depth)
+    check_at_least(1, patch=patch, dim=dim, depth=depth, heads=heads, mlp=mlp)
     check_affine(norm, affine, usual=True)
     if height % patch or width % patch:
         raise ConfigError(
