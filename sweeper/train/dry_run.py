@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -65,7 +66,27 @@ def check(config: TrialConfig) -> None:
     _check_mix(config.data, config.regularize)
 
 
-@functools.cache
+def _remembered(made: Callable[..., None]) -> Callable[..., None]:
+    """A check made once for what it is given: its refusal is kept as well as its silence."""
+
+    @functools.cache
+    def refusal(*parts: Hashable) -> tuple[str, ...] | None:
+        try:
+            made(*parts)
+        except ConfigError as error:
+            return error.args
+        return None
+
+    @functools.wraps(made)
+    def checked(*parts: Hashable) -> None:
+        found = refusal(*parts)
+        if found is not None:
+            raise ConfigError(*found)
+
+    return checked
+
+
+@_remembered
 def _check_model(
     data: DataConfig, model: ModelConfig, regularize: RegularizeConfig, n_rows: int
 ) -> None:
@@ -105,17 +126,17 @@ def _logits(model: nn.Module, x: Tensor) -> list[Any]:
         return [mode()(x) for mode in (model.train, model.eval)]
 
 
-@functools.cache
+@_remembered
 def _check_init(data: DataConfig, model: ModelConfig, init: InitConfig) -> None:
     draw_weights(build_model(data, model, RegularizeConfig(), seed=0), init, seed=0)
 
 
-@functools.cache
+@_remembered
 def _check_average(data: DataConfig, model: ModelConfig, decay: float) -> None:
     Average(build_model(data, model, RegularizeConfig(), seed=0), decay)
 
 
-@functools.cache
+@_remembered
 def _check_layout(data: DataConfig, model: ModelConfig) -> None:
     """There are filters to lay out; else the trial would be the one without, by another name."""
     built = build_model(data, model, RegularizeConfig(), seed=0)
@@ -127,7 +148,7 @@ def _check_layout(data: DataConfig, model: ModelConfig) -> None:
         )
 
 
-@functools.cache
+@_remembered
 def _check_optim(optim: OptimConfig, regularize: RegularizeConfig) -> None:
     """The optimizer takes a step."""
     model = nn.Linear(2, 2)
@@ -138,13 +159,13 @@ def _check_optim(optim: OptimConfig, regularize: RegularizeConfig) -> None:
         built.step()
 
 
-@functools.cache
+@_remembered
 def _check_schedule(schedule: ScheduleConfig) -> None:
     for progress in (0.0, 1.0):
         schedule_factor(schedule, progress)
 
 
-@functools.cache
+@_remembered
 def _check_augment(data: DataConfig, augment: AugmentConfig) -> None:
     """A batch keeps its shape, or gets that of the network's input."""
     dataset = describe(data)

@@ -135,6 +135,24 @@ def test_checking_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+n_built = 0
+
+
+def counted(shape, n_classes):
+    global n_built
+    n_built += 1
+    raise RuntimeError("too slow to fail twice")
+
+
+def test_a_network_that_is_refused_is_built_once():
+    """To name the values at fault, many trials of one network are checked."""
+    for seed in range(5):
+        with pytest.raises(ConfigError, match="too slow to fail twice") as caught:
+            check(trial(**{"model.name": f"{__name__}:counted", "seed": seed}))
+        assert caught.value.where == "model.name"
+    assert n_built == 1
+
+
 def test_trials_that_share_their_parts_are_checked_at_little_cost():
     trials = [trial(seed=seed) for seed in range(200)]
     check(trials[0])
