@@ -12,6 +12,17 @@ from torch.optim import Optimizer
 _HALF: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def compile_network(model: nn.Module) -> None:
+    """Have PyTorch compile a network when it is first used, the same in whatever process.
+
+    What the process compiled before is forgotten: by itself the compiler would give up, without a
+    word, at the ninth variant of all trials of a slot. Each shape of a batch is compiled apart, or
+    the code would depend on which shape came first, and so on where a trial was resumed.
+    """
+    torch.compiler.reset()
+    model.compile(dynamic=False)
+
+
 class Precision:
     """How products are computed; weights, optimizer and predictions are float32 in all of them.
 

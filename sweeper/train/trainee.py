@@ -24,7 +24,7 @@ from sweeper.train.length import Phase, phases
 from sweeper.train.lr import lr_factor
 from sweeper.train.mixing import mixing
 from sweeper.train.optim import clip_gradients
-from sweeper.train.precision import Precision
+from sweeper.train.precision import Precision, compile_network
 from sweeper.train.randomness import epoch_order, seed_global, seed_of
 
 
@@ -66,7 +66,7 @@ class Trainee:
         precision.prepare(model.train())  # whatever its constructor left its parts in
         average = Average(model, regularize.ema) if regularize.ema else None
         if config.compile:
-            model.compile()
+            compile_network(model)
         augment, options = entry("augment", config.augment.name).build, dict(config.augment.options)
         generator = torch.Generator(device)
         return cls(

@@ -1,5 +1,7 @@
 """Number formats, memory layout and compilation change the rounding and nothing else."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,22 @@ def test_a_compiled_network_trains_like_one_that_is_not(trial):
     exact, other = predictions(trial(**small))
     np.testing.assert_allclose(found, exact, atol=5e-3)
     assert last.state()["model"].keys() == other.state()["model"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_trial_gives_the_same_bits_resumed_and_whatever_was_compiled_before(trial):
+    same = {"compile": True, "optim__batch_size": 400, "optim__lr": 0.02}
+    config = trial(**same, model__widths=[48, 40], precision="bf16", regularize__dropout=0.1)
+    whole, states = [], []
+    for moment in train(config):
+        whole.append(moment)
+        states.append(copy.deepcopy(moment.state()))
+    for widths in ([20], [12, 9]):  # enough variants for the compiler to give up
+        list(train(trial(**same, model__widths=widths, epochs=1)))
+    *_, resumed = train(config, state=states[5])
+    assert resumed.metrics == whole[-1].metrics
+    assert np.array_equal(resumed.log_probs["test"], whole[-1].log_probs["test"])
 
 
 def test_the_scale_of_fp16_goes_with_a_checkpoint(trial):
