@@ -178,6 +178,7 @@ def _check_augment(data: DataConfig, augment: AugmentConfig) -> None:
             "augment.name",
             f"augment `{augment.name}` makes `{shape}` of a batch of shape {tuple(x.shape)}",
             f"the shape must stay, or become {(2, *dataset.shape)}",
+            f"`augment.size: {dataset.shape[-1]}`" if "size" in dict(augment.options) else "",
         )
 
 

@@ -217,7 +217,7 @@ def list_images(folder: Path, where: str) -> Listing:
     for label, name in enumerate(classes):
         inner = sorted(f for f in os.listdir(folder / name) if f.lower().endswith(_SUFFIXES))
         if not inner:
-            raise ConfigError(where, f"no images in `{folder / name}`", f"one of {_SUFFIXES}")
+            raise ConfigError(where, f"no images in `{folder / name}`", ", ".join(_SUFFIXES))
         names += [os.fsencode(f"{name}/{file}") for file in inner]
         labels += [label] * len(inner)
     if not classes:

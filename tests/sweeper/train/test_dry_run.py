@@ -135,6 +135,13 @@ def test_checking_leaves_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_an_augmentation_that_makes_another_size_is_told_the_right_one():
+    with pytest.raises(ConfigError, match=r"makes `\(2, 1, 224, 224\)`") as caught:
+        check(trial(**{"augment.name": "resized-crop-flip"}))
+    assert caught.value.hint == "`augment.size: 8`"
+    check(trial(**{"augment.name": "resized-crop-flip", "augment.size": 8}))
+
+
 n_built = 0
 
 
