@@ -101,12 +101,15 @@ def _values(label: str, values: Sequence[Any]) -> str:
 
 def _value(value: Any, section: str) -> str:
     """A value, the keys of a case as the grid may have them: relative to the axis's section."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if not isinstance(value, dict):
-        return "null" if value is None else str(value)
+        return str(value)
     items = []
     for key, item in value.items():
         short = key.removeprefix(section)
-        items.append(f"{key if short in schema() else short}: {item}")  # `seed` is the trial's
+        name = key if short in schema() else short  # `seed` alone is the trial's
+        items.append(f"{name}: {_value(item, section)}")
     return "{" + ", ".join(items) + "}"
 
 

@@ -66,6 +66,7 @@ def test_the_counts_of_the_json_add_up(planned):
 
 def test_the_keys_of_a_case_are_as_a_grid_may_have_them(grid_file, tmp_path):
     case = {"fit": "subset", "samples": 20, "init.corner.seed": 3, "optim.batch_size": 4}
+    case |= {"channels_last": True, "data.subset": None}
     path = grid_file(axes={"init.corner": [case]})
     expansion = expand(load_grid(path))
     made = make_plan(expansion.trials, (), lambda config: Size(3, 100, 4))
