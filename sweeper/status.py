@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 from sweeper.journal import Tally
 from sweeper.plan import planned_ids
 from sweeper.sweep_dir import SweepDir
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 STATES = ("complete", "diverged", "running", "failed", "interrupted", "waiting")
 
@@ -114,10 +117,17 @@ def _rate(tally: Tally) -> float | None:
 
 
 def _groups(tally: Tally, failed: list[str]) -> tuple[FailureGroup, ...]:
-    """Failures with one error and message together, the largest group first."""
+    """Failures with one error and message together, the largest group first.
+
+    Messages that differ in their numbers alone are one; that of the first trial is shown.
+    """
     groups: dict[tuple[str, str], list[str]] = {}
     for trial in failed:
         found = tally.trials[trial]
-        groups.setdefault((found["error"], found["message"]), []).append(trial)
+        key = (found["error"], _NUMBER.sub("#", found["message"]))
+        groups.setdefault(key, []).append(trial)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    return tuple(FailureGroup(*key, tuple(trials)) for key, trials in ordered)
+    return tuple(
+        FailureGroup(error, tally.trials[trials[0]]["message"], tuple(trials))
+        for (error, _), trials in ordered
+    )

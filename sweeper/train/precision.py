@@ -50,6 +50,7 @@ class Precision:
             exact = "tf32" if self.name == "tf32" else "ieee"
             torch.backends.cuda.matmul.fp32_precision = exact
             torch.backends.cudnn.conv.fp32_precision = exact  # type: ignore[attr-defined]
+            torch.backends.cudnn.rnn.fp32_precision = exact  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = True  # shapes stay the same for a whole trial
         model.to(self.device)
         if self._channels_last:

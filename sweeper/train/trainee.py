@@ -152,13 +152,18 @@ class Trainee:
             group["lr"] = group["initial_lr"] * factor
 
     def evaluate(self, split: str, *, keep: bool, fit: bool = False) -> Evaluation:
-        """Predictions on a split; remembers when one is not finite.
+        """Predictions on a split, of the average if there is one; see `_evaluate`."""
+        model = self.model if self.average is None else self.average.network()
+        return self._evaluate(model, split, keep=keep, fit=fit)
+
+    def _evaluate(self, model: nn.Module, split: str, *, keep: bool, fit: bool) -> Evaluation:
+        """A network's predictions on a split; remembers when one is not finite.
 
         In evaluation mode: batch norm has the running statistics of the trained network.
         """
         # A network that is random even in evaluation mode is at least the same one on resume.
         seed_global(seed_of(self.config.seed, "evaluate", self.step), self.device)
-        model = (self.model if self.average is None else self.average.network()).eval()
+        model.eval()
         found = evaluate(
             lambda x: self.precision.logits(model, x),
             self.data,
@@ -172,12 +177,14 @@ class Trainee:
     def check_corner(self) -> None:
         """At the end of a corner, refuse a network that has not reached it, unless it diverged.
 
+        What counts is the trained network, from which training goes on, not its average.
+
         Raises
         ------
         ConfigError : its accuracy on what it was to fit is too low.
         """
         if self.phase.is_corner and self.step == self.phase.last and not self.non_finite:
-            found = self.evaluate("train", keep=False, fit=True)
+            found = self._evaluate(self.model, "train", keep=False, fit=True)
             if found.finite:
                 check_reached(self.config.init.corner, found.fit_accuracy or 0.0)
 

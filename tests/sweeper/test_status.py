@@ -123,6 +123,14 @@ def test_failures_are_grouped_by_error_and_message_the_largest_first(folder):
     )
 
 
+def test_failures_that_differ_in_numbers_alone_are_one_group(folder):
+    messages = [f"{share} reached after 3 epochs" for share in (0.11, 0.0969, 1e-05)]
+    journal(folder, LAUNCHED, *(failed(i, text) for i, text in enumerate([*messages, "full"])))
+    first, second = read_status(folder).failures
+    assert first == FailureGroup("RuntimeError", messages[0], tuple(IDS[:3]))
+    assert second.message == "full"
+
+
 def test_the_rate_counts_what_ended_since_the_last_launch(folder):
     with folder.locked():
         journal(folder, LAUNCHED, finished(0))

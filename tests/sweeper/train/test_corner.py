@@ -180,3 +180,10 @@ def test_an_ordinary_trial_has_one_phase(trial):
     (only,) = phases(trial())
     assert (only.first, only.last, only.epoch(3), only.is_corner) == (0, 6, 1.0, False)
     assert list(itertools.islice((m.epoch for m in train(trial())), 2)) == [0, 1 / 3]
+
+
+def test_the_corner_is_that_of_the_trained_network_not_of_its_average(trial):
+    corner = {**CORNER, "init.corner.epochs": 60, "init.corner.accuracy": 0.3}
+    config = trial(model__widths=[256], optim__batch_size=100, regularize__ema=0.9999, **corner)
+    reached = next(moment.metrics for moment in train(config) if moment.epoch == 0)
+    assert reached["fit_accuracy"] < 0.3  # the average's, which hardly moved
