@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sweeper.errors import ConfigError
 from sweeper.train.data import DataSet, Splits
@@ -39,7 +41,9 @@ def synthetic(
     All draws are made of the raw 64-bit output of NumPy's `PCG64((stream, seed))`, r₀, r₁, …:
     uₖ = (⌊rₖ/2¹¹⌋ + ½)/2⁵³, and Gaussian number k is √(−2 ln u₂ₖ) cos(2π u₂ₖ₊₁), in float64, row by
     row. Streams: 0 the teacher's matrices, (fan_in, fan_out), in order; 1 and 2 the training and
-    test inputs; 3 and 4 their random labels, rₖ modulo n_classes.
+    test inputs; 3 and 4 their random labels, rₖ modulo n_classes. A sample's id is 63 bits of the
+    BLAKE2b of `stream/seed/dim/decay/index`, so that predictions on other inputs are never taken
+    for predictions on the same.
 
     Parameters
     ----------
@@ -86,8 +90,8 @@ def _load(
         train_y=torch.from_numpy(train_y),
         test_x=torch.from_numpy(test_x.astype(np.float32)),
         test_y=torch.from_numpy(test_y),
-        train_ids=torch.arange(n_train),
-        test_ids=torch.arange(n_test),
+        train_ids=_ids(n_train, f"{_TRAIN_X}/{seed}/{widths[0]}/{float(decay)!r}"),
+        test_ids=_ids(n_test, f"{_TEST_X}/{seed}/{widths[0]}/{float(decay)!r}"),
         class_names=tuple(str(label) for label in range(widths[-1])),
     )
 
@@ -97,6 +101,14 @@ def variances(dim: int, decay: float) -> np.ndarray:
     if decay == 0:
         return np.ones(dim)
     return 50 * decay * np.exp(-decay * np.arange(dim))
+
+
+def _ids(n: int, inputs: str) -> Tensor:
+    """What names each input, whatever its rounding on this machine; (n,) int64."""
+    digests = [
+        hashlib.blake2b(f"{inputs}/{index}".encode(), digest_size=8).digest() for index in range(n)
+    ]
+    return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests])
 
 
 def _inputs(n: int, dim: int, decay: float, stream: tuple[int, int]) -> np.ndarray:

@@ -109,3 +109,17 @@ def test_an_option_out_of_range_is_named(option, value):
     with pytest.raises(ConfigError) as caught:
         describe(DataConfig(name="synthetic", options=((option, value),)))
     assert caught.value.where == f"data.{option}"
+
+
+def test_samples_of_other_inputs_have_other_ids_and_those_of_the_same_the_same():
+    def ids(**options):
+        return synthetic(n_train=20, n_test=10, **options).load().test_ids.tolist()
+
+    usual = ids()
+    assert len(set(usual)) == 10
+    assert usual[:5] == synthetic(n_test=5).load().test_ids.tolist()
+    assert usual == ids(labels="random") == ids(decay=0.5)
+    for other in ({"decay": 0.0}, {"dim": 100}, {"seed": 1}):
+        assert not set(usual) & set(ids(**other))
+    splits = synthetic(n_train=10, n_test=10).load()
+    assert not set(splits.train_ids.tolist()) & set(splits.test_ids.tolist())
