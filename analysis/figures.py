@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.contents import Contents
-from analysis.palette import FAINT, GRID, INK, SPACE_LIKE, TIME_LIKE, colours, levels
+from analysis.palette import FAINT, GRID, INK, SPACE_LIKE, TIME_LIKE, colours, levels, named
 from sweeper.durable import write_atomically
 
 FIGURES = ("trajectories-3d.png", "trajectories.png", "spectrum.png", "accuracy.png")
@@ -144,7 +144,7 @@ def _coloured_by(contents: Contents) -> tuple[str, dict[str, str]]:
     """The column that colours the figures and its values' colours."""
     column = contents.varying[0] if contents.varying else "model.name"
     distinct = levels(list(contents.embedded_trials[column]))
-    return column, dict(zip(map(str, distinct), colours(distinct), strict=True))
+    return column, dict(zip(map(named, distinct), colours(distinct), strict=True))
 
 
 def _trajectories(contents: Contents) -> Iterator[tuple[pd.DataFrame, str]]:
@@ -152,7 +152,7 @@ def _trajectories(contents: Contents) -> Iterator[tuple[pd.DataFrame, str]]:
     column, palette = _coloured_by(contents)
     values = contents.embedded_trials[column]
     for trial_id, trajectory in contents.embedding.groupby("trial_id", sort=False):
-        yield trajectory, palette[str(values[trial_id])]
+        yield trajectory, palette[named(values[trial_id])]
 
 
 def _legend(figure: Figure, contents: Contents, place: str = "outside right upper") -> None:

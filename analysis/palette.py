@@ -28,6 +28,13 @@ def levels(values: Sequence[Any]) -> list[Any]:
     return sorted(distinct, key=order)
 
 
+def named(value: Any) -> str:
+    """A value as a grid has it: a list in brackets, no value `none`."""
+    if isinstance(value, tuple):
+        return str(list(value))
+    return "none" if value is None else str(value)
+
+
 def colours(distinct: Sequence[Any]) -> list[str]:
     """A colour for each of the distinct values: a sequence for numbers, else categories."""
     numeric = len(distinct) > 2 and all(_is_number(value) for value in distinct)

@@ -14,7 +14,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from analysis.contents import METRICS, Contents
-from analysis.palette import colours, levels
+from analysis.palette import colours, levels, named
 from sweeper.durable import write_atomically
 
 _HEADLINES = (1, 2, 3, 10)
@@ -150,13 +150,13 @@ def _cell(value: Any) -> str | int | float | None:
 
 
 def _number_or_text(value: Any) -> str | int:
-    return value if isinstance(value, int) else str(value)
+    return value if isinstance(value, int) else named(value)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return "none" if value is None else str(value)
+    return named(value)
 
 
 def _rounded(values: Any) -> list[float | None]:
