@@ -201,7 +201,7 @@ def _number(folder: Path, name: bytes) -> int:
 
 
 def list_images(folder: Path, where: str) -> Listing:
-    """The image files of a folder of classes, by class and then by name.
+    """The image files of a folder of classes, by class and then by name; hidden folders are none.
 
     Parameters
     ----------
@@ -211,7 +211,8 @@ def list_images(folder: Path, where: str) -> Listing:
     ------
     ConfigError : there are none, or a class has none.
     """
-    classes = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+    folders = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    classes = tuple(sorted(name for name in folders if not name.startswith(".")))
     names: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

@@ -178,3 +178,9 @@ def test_a_folder_in_another_layout_is_refused_by_its_option(root, spoil, found)
     with pytest.raises(ConfigError, match=found) as caught:
         describe(PICTURES)
     assert caught.value.where == "data.path"
+
+
+def test_hidden_folders_are_no_classes(root):
+    (root / "pictures/train/.ipynb_checkpoints").mkdir()
+    (root / "pictures/train/.ipynb_checkpoints/one.jpeg").touch()
+    assert describe(PICTURES).class_names == WNIDS
