@@ -27,23 +27,22 @@ from sweeper.store.staging import StagedTrial, owner_of
 from sweeper.store.writer import AttemptWriter, TrialHeader, attempts, create_store
 from sweeper.sweep_dir import SweepDir, environment
 from sweeper.train import checkpoint, data, labels_fitted, metric_names, planned_steps, train
+from sweeper.train.corner import relabelled
 from sweeper.train.loop import Moment
 from sweeper.train.memory import keep_freed_memory
 
 
 def size_of(config: TrialConfig) -> Size:
     """What the trial will store; nothing is read for it."""
-    described, corner = data.describe(config.data), config.init.corner
+    described = data.describe(config.data)
     n_samples = [described.n_test]
     if config.record.train == "predictions":
         n_samples.append(described.n_train)
     n_snapshots = len(planned_steps(config))
     shapes = [(n_snapshots, n, len(described.class_names)) for n in n_samples]
     n_shards = sum(math.ceil(shape[1] / sealed_layout(shape, 2)[1]) for shape in shapes)
-    relabelled = config.data.label_noise > 0 or config.data.shuffle_labels
-    n_targets = relabelled + (corner.fit == "random-labels")
     # The log and the trial's metadata; those of each array, and its shards.
-    n_files = 2 + len(shapes) + n_shards + 2 * n_targets
+    n_files = 2 + len(shapes) + n_shards + 2 * len(relabelled(config))
     return Size(n_snapshots, 2 * sum(map(math.prod, shapes)), n_files)
 
 

@@ -13,8 +13,9 @@ from sweeper.errors import ConfigError
 from sweeper.sections import CornerConfig
 from sweeper.train.data import Splits
 from sweeper.train.length import Phase, phases
+from sweeper.train.randomness import raw_numbers
 
-# A stream of its own: those of the data are 0 to 4, and NumPy takes a bare `seed` for `(seed, 0)`.
+# A stream of its own: those of the data are 0 to 4.
 _STREAM = 5
 
 
@@ -49,12 +50,11 @@ def fitted(corner: CornerConfig, phase: Phase, data: Splits) -> Fitted:
     """What the phase fits, its labels on the samples' device.
 
     A corner of `random-labels` draws every label anew, uniformly; one of a `subset` sees some
-    samples, drawn without regard to their classes, with the labels of the training proper. Only
-    raw PCG64 output is drawn on, see `sweeper.train.subset`.
+    samples, drawn without regard to their classes, with the labels of the training proper.
     """
     if not phase.is_corner:
         return Fitted(data.train_targets)
-    raw = np.random.PCG64((_STREAM, corner.seed)).random_raw(len(data.train_y))
+    raw = raw_numbers(len(data.train_y), _STREAM, corner.seed)
     if corner.fit == "subset":
         chosen = np.sort(np.argsort(raw, kind="stable")[: phase.n_samples])
         return Fitted(data.train_targets, torch.from_numpy(chosen))
@@ -74,10 +74,15 @@ def labels_fitted(config: TrialConfig, data: Splits) -> dict[str, Tensor]:
     return found
 
 
+def relabelled(config: TrialConfig) -> tuple[str, ...]:
+    """The phases that fit other labels than the clean ones; nothing is read for it."""
+    train = ("train",) if config.data.label_noise or config.data.shuffle_labels else ()
+    return train + (("corner",) if config.init.corner.fit == "random-labels" else ())
+
+
 def fits_other_labels(config: TrialConfig) -> bool:
     """Whether some phase fits other labels or fewer samples than the clean training set has."""
-    data, corner = config.data, config.init.corner
-    return bool(data.label_noise) or data.shuffle_labels or corner.fit != "nothing"
+    return bool(relabelled(config)) or config.init.corner.fit == "subset"
 
 
 def check_reached(corner: CornerConfig, accuracy: float) -> None:

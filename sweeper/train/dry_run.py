@@ -48,14 +48,13 @@ def check(config: TrialConfig) -> None:
     """
     phases(config)
     network = RegularizeConfig(  # what of it the network itself depends on
-        dropout=config.regularize.dropout, stochastic_depth=config.regularize.stochastic_depth
+        dropout=config.regularize.dropout,
+        stochastic_depth=config.regularize.stochastic_depth,
+        ema=config.regularize.ema,
     )
-    _check_model(config.data, config.model, network, min(config.optim.batch_size, 2))
+    n_rows = min(config.optim.batch_size, 2)
+    _check_model(config.data, config.model, network, n_rows, config.channels_last)
     _check_init(config.data, config.model, dataclasses.replace(config.init, corner=_NO_CORNER))
-    if config.regularize.ema:
-        _check_average(config.data, config.model, config.regularize.ema)
-    if config.channels_last:
-        _check_layout(config.data, config.model)
     alone = dataclasses.replace(config.optim, batch_size=1, clip=None, schedule=_ANY_SCHEDULE)
     decay = RegularizeConfig(
         weight_decay=config.regularize.weight_decay, decay=config.regularize.decay
@@ -88,9 +87,13 @@ def _remembered(made: Callable[..., None]) -> Callable[..., None]:
 
 @_remembered
 def _check_model(
-    data: DataConfig, model: ModelConfig, regularize: RegularizeConfig, n_rows: int
+    data: DataConfig,
+    model: ModelConfig,
+    regularize: RegularizeConfig,
+    n_rows: int,
+    channels_last: bool,
 ) -> None:
-    """A pass in either mode gives logits of the right shape that can be trained."""
+    """A pass in either mode gives logits that can be trained; average and layout can be had."""
     dataset = describe(data)
     built = build_model(data, model, regularize, seed=0)
     with naming("model", model.name), torch.random.fork_rng(devices=[]):
@@ -106,6 +109,15 @@ def _check_model(
     if not logits[0].requires_grad:
         raise ConfigError(
             "model.name", f"model `{model.name}` has nothing to train", "parameters are needed"
+        )
+    if regularize.ema:
+        Average(built, regularize.ema)
+    # Without filters to lay out the trial would be the one without the layout, by another name.
+    if channels_last and not any(parameter.ndim == 4 for parameter in built.parameters()):
+        raise ConfigError(
+            "channels_last",
+            f"`true`, but model `{model.name}` has no filters of images",
+            "`false`, which is the same to it",
         )
 
 
@@ -129,23 +141,6 @@ def _logits(model: nn.Module, x: Tensor) -> list[Any]:
 @_remembered
 def _check_init(data: DataConfig, model: ModelConfig, init: InitConfig) -> None:
     draw_weights(build_model(data, model, RegularizeConfig(), seed=0), init, seed=0)
-
-
-@_remembered
-def _check_average(data: DataConfig, model: ModelConfig, decay: float) -> None:
-    Average(build_model(data, model, RegularizeConfig(), seed=0), decay)
-
-
-@_remembered
-def _check_layout(data: DataConfig, model: ModelConfig) -> None:
-    """There are filters to lay out; else the trial would be the one without, by another name."""
-    built = build_model(data, model, RegularizeConfig(), seed=0)
-    if not any(parameter.ndim == 4 for parameter in built.parameters()):
-        raise ConfigError(
-            "channels_last",
-            f"`true`, but model `{model.name}` has no filters of images",
-            "`false`, which is the same to it",
-        )
 
 
 @_remembered

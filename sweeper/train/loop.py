@@ -61,9 +61,9 @@ def train(
 
     Raises
     ------
-    ConfigError : the configuration cannot be built; raised here, not at the first moment.
+    ConfigError : the configuration cannot be built, raised here and not at the first moment; or,
+        at the end of a corner phase, what it fits is not fitted.
     CheckpointError : `state` belongs to another trial or network.
-    ConfigError : at the end of a corner phase, what it fits is not fitted.
     """
     trainee = Trainee.build(config, torch.device(device))
     if state is not None:

@@ -55,7 +55,7 @@ def sgd_momentum(
     ConfigError : `momentum` is not in (0, 1).
     """
     _in_unit("momentum", momentum, zero_too=False)
-    return SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+    return sgd(params, lr, weight_decay, momentum)
 
 
 def sgd_nesterov(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 
 
@@ -26,6 +27,15 @@ def seed_global(seed: int, device: torch.device) -> None:
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         torch.cuda.default_generators[index].manual_seed(seed)
+
+
+def raw_numbers(n: int, stream: int, seed: int) -> np.ndarray:
+    """The first raw 64-bit numbers of NumPy's `PCG64((stream, seed))`, (n,) uint64.
+
+    NumPy promises that stream for ever, but no shuffle and no numbers made of it; what data are
+    made of is drawn on it alone. A bare `PCG64(seed)` would be the same as stream 0.
+    """
+    return np.random.PCG64((stream, seed)).random_raw(n)
 
 
 def epoch_order(seed: int, epoch: int, n_samples: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Which samples of a data set are used, and what labels they are trained on.
 
-Only raw PCG64 output is drawn on: NumPy promises that stream for ever, but no shuffle made of it.
+All is drawn on the raw numbers of `sweeper.train.randomness`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+
+from sweeper.train.randomness import raw_numbers
 
 # Each use has a stream of its own, so that a subset and a noise of one seed are independent.
 _SUBSET, _NOISE, _PERMUTATION = range(3)
@@ -29,7 +31,7 @@ def stratified(labels: Tensor, n_samples: int, seed: int) -> Tensor:
     (n_samples,) int64.
     """
     found = labels.cpu().numpy()
-    keys = _raw(len(found), _SUBSET, seed)
+    keys = raw_numbers(len(found), _SUBSET, seed)
     comes_at = np.empty(len(found))
     for label in np.unique(found):
         members = np.flatnonzero(found == label)
@@ -48,7 +50,7 @@ def noisy(labels: Tensor, fraction: float, n_classes: int, seed: int) -> Tensor:
     ----------
     labels : (n,) int64, of `n_classes` ≥ 2 classes.
     """
-    raw = _raw(2 * len(labels), _NOISE, seed).reshape(2, -1)
+    raw = raw_numbers(2 * len(labels), _NOISE, seed).reshape(2, -1)
     spoilt = np.argsort(raw[0], kind="stable")[: round(fraction * len(labels))]
     found = labels.cpu().numpy().copy()
     shift = 1 + (raw[1, spoilt] % np.uint64(n_classes - 1)).astype(np.int64)
@@ -58,9 +60,5 @@ def noisy(labels: Tensor, fraction: float, n_classes: int, seed: int) -> Tensor:
 
 def permuted(labels: Tensor, seed: int) -> Tensor:
     """The same labels, each given to a sample drawn at random; class sizes stay."""
-    keys = _raw(len(labels), _PERMUTATION, seed)
+    keys = raw_numbers(len(labels), _PERMUTATION, seed)
     return labels.cpu()[torch.from_numpy(np.argsort(keys, kind="stable"))]
-
-
-def _raw(n: int, stream: int, seed: int) -> np.ndarray:
-    return np.random.PCG64((stream, seed)).random_raw(n)

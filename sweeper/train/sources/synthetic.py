@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sweeper.errors import ConfigError
 from sweeper.train.data import DataSet, Splits
+from sweeper.train.randomness import raw_numbers
 
 # Streams of raw PCG64 output, one for each thing that is drawn.
 _TEACHER, _TRAIN_X, _TEST_X, _TRAIN_Y, _TEST_Y = range(5)
@@ -82,7 +83,7 @@ def _load(
         train_y, test_y = (_taught(x, teacher) for x in (train_x, test_x))
     else:
         train_y, test_y = (
-            (_raw(n, (stream, seed)) % np.uint64(widths[-1])).astype(np.int64)
+            (raw_numbers(n, stream, seed) % np.uint64(widths[-1])).astype(np.int64)
             for n, stream in ((n_train, _TRAIN_Y), (n_test, _TEST_Y))
         )
     return Splits(
@@ -136,10 +137,5 @@ def _taught(x: np.ndarray, teacher: list[np.ndarray]) -> np.ndarray:
 
 def _normal(n: int, stream: tuple[int, int]) -> np.ndarray:
     """Standard normal numbers by Box and Muller, (n,) float64."""
-    u = ((_raw(2 * n, stream) >> np.uint64(11)) + 0.5) / 2**53
+    u = ((raw_numbers(2 * n, *stream) >> np.uint64(11)) + 0.5) / 2**53
     return np.sqrt(-2 * np.log(u[0::2])) * np.cos(2 * np.pi * u[1::2])
-
-
-def _raw(n: int, stream: tuple[int, int]) -> np.ndarray:
-    """Raw PCG64 output: NumPy promises that stream for ever, but no numbers made of it."""
-    return np.random.PCG64(stream).random_raw(n)
