@@ -33,7 +33,6 @@ ImageSize = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _ALWAYS_THERE = ("digits", "synthetic")
-_LINE_SECONDS = 30.0
 
 
 @app.command()
@@ -149,6 +148,8 @@ def _counted(total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from sweeper.display import LINE_SECONDS, duration
+
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
@@ -162,10 +163,10 @@ def _counted(total: int) -> Iterator[Callable[[int], None]]:
     def count(n: int) -> None:
         nonlocal done, shown
         done += n
-        if time.monotonic() - shown >= _LINE_SECONDS:
+        if time.monotonic() - shown >= LINE_SECONDS:
             shown = time.monotonic()
             left = (shown - started) / done * (total - done)
-            _say(f"{done:,}/{total:,} images, {left / 60:.0f} min left")
+            _say(f"{done:,}/{total:,} images, {duration(left)} left")
 
     yield count
 
