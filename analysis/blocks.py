@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +23,12 @@ class DistanceBlocks:
 
     Attributes
     ----------
-    store : path of the store.
+    store : the store's folder or URL.
     rows : the snapshots, as `analysis.select.Selection.rows`.
     split : the samples whose predictions are compared.
     """
 
-    store: Path
+    store: str
     rows: pd.DataFrame
     split: str
 

@@ -78,7 +78,7 @@ def select(
     trials = store.trials().sort_index()
     if trials.empty:
         raise AnalysisError(
-            str(store.path), "no trials", "at least one", "`sweeper launch GRID` runs some"
+            store.location, "no trials", "at least one", "`sweeper launch GRID` runs some"
         )
     trials["left_out"] = pd.Series(None, index=trials.index, dtype=object)
     if where is not None:
@@ -134,7 +134,7 @@ def _nothing_left(store: Store, trials: pd.DataFrame) -> AnalysisError:
     found = ", ".join(f"{count} {reason}" for reason, count in counts.items())
     hint = next((hint for reason, hint in _NOTHING_LEFT.items() if reason in counts), "")
     return AnalysisError(
-        str(store.path),
+        store.location,
         f"nothing to analyse: {found} of {len(trials)} trials",
         "at least one complete trial",
         hint,
@@ -152,7 +152,7 @@ def _check_comparable(store: Store, kept: Sequence[str], split: str) -> None:
             found.setdefault(value(trial_id), []).append(trial_id)
         if len(found) > 1:
             raise AnalysisError(
-                str(store.path), _differing(what, found), f"one {what}", "select with `--where`"
+                store.location, _differing(what, found), f"one {what}", "select with `--where`"
             )
 
 

@@ -82,7 +82,7 @@ def distances(
         say(line)
     path, table = folder / DISTANCES, folder / "snapshots.parquet"
     M = len(selection.rows)
-    blocks = DistanceBlocks(store.path, selection.rows, selection.split)
+    blocks = DistanceBlocks(store.location, selection.rows, selection.split)
     computed = filling.fill(path, blocks, Tiling(M, min(M, TILE)), about, progress=progress)
     # The rows come second: until they are those of the matrix, readers refuse the two.
     write_table(table, selection.rows, about)
@@ -157,7 +157,7 @@ def report(sweep_dir: Path, say: Say = lambda message: None) -> list[Path]:
 
 def _folder(sweep_dir: Path) -> Path:
     """Where a sweep's artifacts go."""
-    if open_store(sweep_dir).path == Path(sweep_dir):
+    if open_store(sweep_dir).location == str(Path(sweep_dir)):
         raise AnalysisError(
             str(sweep_dir),
             "a store, not a sweep directory",

@@ -35,7 +35,7 @@ from analysis.provenance import read_table
 from analysis.spans import shifted, span_of
 from sweeper.durable import sync_folder, write_atomically
 from sweeper.errors import AnalysisError, FormatVersionError, HoleError, StoreError
-from sweeper.store.local import DurableStore
+from sweeper.store.zarr_store import DurableStore
 
 if TYPE_CHECKING:
     import pandas as pd

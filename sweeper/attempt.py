@@ -11,11 +11,11 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Order:
-    """One attempt to be made: a trial, where its sweep is, and how to run it."""
+    """One attempt to be made: a trial, the root of its sweep's store, and how to run it."""
 
     trial_id: str
     config: Mapping[str, Any]
-    sweep_dir: str
+    root: str
     threads: int = 1
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     plug_ins: Mapping[str, str] = field(default_factory=dict)
@@ -31,6 +31,14 @@ class Progress:
     n_steps: int
     host: str
     device: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An attempt waits, without being lost, because of what is named."""
+
+    trial_id: str
+    reason: str
 
 
 @dataclass(frozen=True)

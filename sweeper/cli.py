@@ -19,6 +19,7 @@ from analysis.cli import app as analyze_app
 from sweeper.attempt import CHECKPOINT_SECONDS
 from sweeper.data_cli import app as data_app
 from sweeper.errors import SweeperError
+from sweeper.store_cli import commands as store_commands
 from sweeper.sweep_dir import SweepDir
 
 if TYPE_CHECKING:
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     from sweeper.plan import Plan
     from sweeper.schedule.driver import Counts, Launch
     from sweeper.status import Status
-    from sweeper.store.verify import Report
 
-EXIT_FAILURES, EXIT_STOPPED, EXIT_DAMAGED = 3, 4, 5
+EXIT_FAILURES, EXIT_STOPPED = 3, 4
 
 app = typer.Typer(
     name="sweeper",
@@ -39,6 +39,8 @@ app = typer.Typer(
 )
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(data_app, name="data")
+for _name, _command in store_commands.items():
+    app.command(_name)(_command)
 
 
 class ExecutorName(enum.StrEnum):
@@ -55,6 +57,18 @@ Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep directory, e.g
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SweepDirOption = Annotated[
     Path | None, typer.Option("--sweep-dir", metavar="DIR", help="Default: runs/<grid name>.")
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="Where predictions, checkpoints and logs go: a folder or `s3://bucket/prefix`. "
+        "Default: the sweep directory.",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on although the disk seems too small for the sweep.")
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of `base`.")
@@ -92,9 +106,11 @@ def _root(
 def plan(
     grid: GridPath,
     sweep_dir: SweepDirOption = None,
+    store: StoreOption = None,
     set_: Set = None,
     max_trials: MaxTrials = 100_000,
     allow_empty_exclude: AllowEmpty = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Show what a launch of GRID would run. Changes nothing."""
@@ -102,18 +118,20 @@ def plan(
 
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints is no part of the plan
         expansion, made, folder, _ = _make_plan(
-            grid, sweep_dir, set_, max_trials, allow_empty_exclude
+            grid, sweep_dir, store, set_, max_trials, allow_empty_exclude
         )
     if as_json:
         _print_json(plan_fields(expansion, made, folder))
     else:
         print(*plan_lines(grid, expansion, made, folder), sep="\n")
+    _check_room(made, folder.root(_root_of(store)), force)
 
 
 @app.command()
 def launch(
     grid: GridPath,
     sweep_dir: SweepDirOption = None,
+    store: StoreOption = None,
     set_: Set = None,
     executor: ExecutorOption = ExecutorName.tune,
     limit: Limit = None,
@@ -121,16 +139,18 @@ def launch(
     allow_empty_exclude: AllowEmpty = False,
     checkpoint_every: CheckpointEvery = CHECKPOINT_SECONDS,
     allow_code_change: AllowCodeChange = False,
+    force: Force = False,
     yes: Yes = False,
 ) -> None:
     """Run all trials of GRID that are not complete. On an existing directory this is resume."""
     from sweeper.schedule.driver import Launch
 
     expansion, made, folder, text = _make_plan(
-        grid, sweep_dir, set_, max_trials, allow_empty_exclude
+        grid, sweep_dir, store, set_, max_trials, allow_empty_exclude
     )
-    asked = Launch(expansion.name, text, limit, checkpoint_every, allow_code_change)
-    _drive(folder, made, asked, executor, yes)
+    root = _root_of(store)
+    asked = Launch(expansion.name, text, limit, checkpoint_every, allow_code_change, root)
+    _drive(folder, made, asked, executor, yes, force)
 
 
 @app.command()
@@ -140,6 +160,7 @@ def resume(
     limit: Limit = None,
     checkpoint_every: CheckpointEvery = CHECKPOINT_SECONDS,
     allow_code_change: AllowCodeChange = False,
+    force: Force = False,
     yes: Yes = False,
 ) -> None:
     """Run what is left of the sweep in DIR, without its grid file."""
@@ -147,10 +168,10 @@ def resume(
     from sweeper.schedule.driver import Launch
 
     folder = SweepDir(directory).require()
-    made = _plan_of(_still_buildable(read_plan(folder.plan)), folder)
+    made = _plan_of(_still_buildable(read_plan(folder.plan)), folder.path, folder.root())
     name = str(folder.read_manifest().get("name", directory.name))
     asked = Launch(name, None, limit, checkpoint_every, allow_code_change)
-    _drive(folder, made, asked, executor, yes)
+    _drive(folder, made, asked, executor, yes, force)
 
 
 @app.command()
@@ -165,35 +186,27 @@ def status(directory: Dir, as_json: Json = False) -> None:
         _print_status(directory, found)
 
 
-@app.command()
-def verify(directory: Dir, as_json: Json = False) -> None:
-    """Read everything stored in DIR and check it. Changes nothing; exit 5 on damage."""
-    from sweeper.store import open_store
-    from sweeper.store.verify import verify as check
-
-    report = check(open_store(directory))
-    if as_json:
-        _print_json(dataclasses.asdict(report))
-    else:
-        _print_report(report)
-    if report.damages:
-        raise typer.Exit(EXIT_DAMAGED)
-
-
 # --- planning and running -------------------------------------------------------------------
 
 
 def _make_plan(
-    grid: Path, sweep_dir: Path | None, set_: list[str] | None, max_trials: int, allow_empty: bool
+    grid: Path,
+    sweep_dir: Path | None,
+    store: str | None,
+    set_: list[str] | None,
+    max_trials: int,
+    allow_empty: bool,
 ) -> tuple[Expansion, Plan, SweepDir, str]:
     """Expand the grid and plan it against what its directory holds; also the grid's text."""
     from sweeper.grid import expand, load_grid, text_of
+    from sweeper.room import check_path
     from sweeper.train import check
 
     loaded = load_grid(grid, set_ or ())
     expansion = expand(loaded, max_trials=max_trials, allow_empty_exclude=allow_empty, check=check)
     folder = SweepDir(sweep_dir or Path("runs") / expansion.name)
-    made = _plan_of(expansion.trials, folder)
+    check_path(folder.path)
+    made = _plan_of(expansion.trials, folder.path, folder.root(_root_of(store)))
     return expansion, made, folder, text_of(loaded, set_ or ())
 
 
@@ -209,27 +222,48 @@ def _still_buildable(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
     return trials
 
 
-def _plan_of(trials: tuple[Trial, ...], folder: SweepDir) -> Plan:
-    """The plan of these trials, given what their directory holds."""
+def _plan_of(trials: tuple[Trial, ...], folder: Path, root: str) -> Plan:
+    """The plan of these trials, given what the store at their root holds."""
     from sweeper.plan import check_stored, make_plan
     from sweeper.schedule.driver import complete_trials
+    from sweeper.store.opening import check_place
     from sweeper.trial import size_of
 
-    complete = complete_trials(folder)
+    check_place(root)
+    complete = complete_trials(root)
     check_stored(trials, complete)
     others = complete.keys() - {trial.trial_id for trial in trials}
     if others:
-        _say(f"{folder.path}: {len(others)} complete trials are not in this plan; they stay stored")
+        _say(f"{folder}: {len(others)} complete trials are not in this plan; they stay stored")
     return make_plan(trials, complete, size_of)
 
 
-def _drive(folder: SweepDir, made: Plan, asked: Launch, executor: ExecutorName, yes: bool) -> None:
+def _root_of(store: str | None) -> str | None:
+    """Where the workers' files go, as it is written down: no folder depends on where we are."""
+    if store is None or "://" in store:
+        return store and store.rstrip("/")
+    return os.path.abspath(store)
+
+
+def _check_room(made: Plan, root: str, force: bool) -> None:
+    """Refuse, or warn of, a sweep that is larger than what is free where its store is."""
+    from sweeper.room import check_room, free_room
+
+    if made.todo and "://" not in root:
+        for warning in check_room(root, made.room, free_room(Path(root)), force):
+            _say(warning)
+
+
+def _drive(
+    folder: SweepDir, made: Plan, asked: Launch, executor: ExecutorName, yes: bool, force: bool
+) -> None:
     from sweeper.display import display, duration
     from sweeper.schedule.driver import drive, threads_per_trial
     from sweeper.train.data import present
 
     for config in dict.fromkeys(trial.config.data for trial in made.todo):
         present(config)
+    _check_room(made, folder.root(asked.root), force)
     n_todo = min(len(made.todo), asked.limit or len(made.todo))
     _say(
         f"{folder.path}: {len(made.trials)} trials, "
@@ -312,17 +346,6 @@ def _print_status(directory: Path, found: Status) -> None:
         print(f"    {', '.join(group.trials[:4])}{', ...' if len(group.trials) > 4 else ''}")
     if found.n_torn_bytes:
         print(f"  the journal's last line is torn ({found.n_torn_bytes} bytes): a crash; ignored")
-
-
-def _print_report(report: Report) -> None:
-    print(f"{report.n_trials:,} trials, {report.n_snapshots:,} snapshots read")
-    for damage in report.damages:
-        snapshot = "" if damage.snapshot is None else f", snapshot {damage.snapshot}"
-        print(f"damaged: {damage.where}{snapshot}: {damage.found}")
-        print(f"  hint: {damage.remedy}")
-    if report.orphans:
-        print(f"{len(report.orphans)} leftovers of crashes; the next launch removes them")
-    print(f"{len(report.damages)} damages found" if report.damages else "no damage found")
 
 
 def main() -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sweeper.attempt import Outcome
+from sweeper.attempt import Outcome, Waiting
 from sweeper.schedule.driver import Counts
 from sweeper.schedule.executor import Event, Failure, Lost
 
 LINE_SECONDS = 30.0
+PAUSED_SECONDS = 60.0
 
 
 @contextmanager
@@ -36,6 +37,7 @@ class Display:
 
     def __init__(self) -> None:
         self._started = time.monotonic()
+        self._paused = float("-inf")
 
     def __call__(self, event: Event, counts: Counts) -> None:
         """Show one event."""
@@ -46,6 +48,10 @@ class Display:
             )
         elif isinstance(event, Lost):
             self.say(f"trial {event.trial_id} lost its worker; it is run again")
+        elif isinstance(event, Waiting):
+            if time.monotonic() - self._paused >= PAUSED_SECONDS:  # every slot says so, often
+                self._paused = time.monotonic()
+                self.say(f"{event.reason}; paused, goes on as soon as there is room")
         elif isinstance(event, Outcome) and event.state == "diverged":
             self.say(f"trial {event.trial_id} diverged; recorded up to there")
         self.show(counts)
@@ -118,6 +124,19 @@ class _Lines(Display):
         self._shown = time.monotonic()
         failed = f", {counts.n_failed} failed" if counts.n_failed else ""
         self.say(f"{counts.n_ended}/{counts.n_todo} trials{failed}, {self.left(counts)}")
+
+
+def counter(what: str) -> Callable[[int, int], None]:
+    """Shows on standard error how many of how many are done, a line per half-minute."""
+    shown = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= LINE_SECONDS:
+            shown = time.monotonic()
+            print(f"{done:,}/{total:,} {what}", file=sys.stderr)
+
+    return show
 
 
 def duration(seconds: float) -> str:

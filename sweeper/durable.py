@@ -6,8 +6,8 @@ import os
 import signal
 import uuid
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 
 # `SWEEPER_CRASH_AT=snapshot:3` kills this process right after its third `snapshot` step.
@@ -20,14 +20,24 @@ PARTIAL = ".partial"
 Bytes = bytes | bytearray | memoryview
 
 
-def write_atomically(path: Path, data: Bytes) -> None:
-    """Replace `path` by `data`: temporary file, fsync, rename, fsync of the folder.
+def write_atomically(path: Path, *parts: Bytes) -> None:
+    """Replace `path` by the parts, one after another, as `write_parts` does."""
+    write_parts(path, parts)
+
+
+def write_parts(path: Path, parts: Iterable[Bytes]) -> None:
+    """Replace `path` by the parts: temporary file, fsync, rename, fsync of the folder.
 
     A reader sees the old file or the new one, never a mixture; a crash can leave behind a file
-    that ends in `.partial`, which `remove_partials` removes.
+    that ends in `.partial`, which `remove_partials` removes. Parts may be made while they are
+    written: only one of them is in memory at a time.
     """
-    with _written_partial(path, data) as partial:
-        partial.replace(path)
+    partial = _write_partial(path, parts)
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -36,28 +46,41 @@ def write_exclusively(path: Path, data: Bytes) -> bool:
 
     Of several processes that try at once, exactly one succeeds (a hard link is exclusive).
     """
-    with _written_partial(path, data) as partial:
-        try:
-            os.link(partial, path)
-        except FileExistsError:
-            return False
-    sync_folder(path.parent)
-    return True
-
-
-@contextmanager
-def _written_partial(path: Path, data: Bytes) -> Iterator[Path]:
-    """A durable temporary file beside `path` that is gone afterwards."""
-    _make_folder(path.parent)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    partial = _write_partial(path, (data,))
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield partial
+        os.link(partial, path)
+        return True
+    except FileExistsError:
+        return False
     finally:
         partial.unlink(missing_ok=True)
+        sync_folder(path.parent)  # when it was lost, too: the winner may not have come to it
+
+
+def _write_partial(path: Path, parts: Iterable[Bytes]) -> Path:
+    """A durable temporary file beside `path`; gone if writing it fails."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        file = partial.open("wb", buffering=0)
+    except FileNotFoundError:
+        _make_folder(path.parent)
+        file = partial.open("wb", buffering=0)
+    try:
+        with file:
+            for part in parts:
+                write_all(file, part)
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return partial
+
+
+def write_all(file: FileIO, data: Bytes) -> None:
+    """Unbuffered writes may be short: of more than 2 GiB, or when the disk is nearly full."""
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[file.write(left) :]
 
 
 def _make_folder(folder: Path) -> None:

@@ -13,6 +13,8 @@
     └── StoreError               exit 5   a store that is damaged or inconsistent
         ├── FormatVersionError   exit 2   a store newer than this code
         ├── MissingStoreError    exit 2   no store, trial or array of that name
+        ├── StoreURLError        exit 2   a URL that cannot be a store's
+        ├── UnavailableStoreError  exit 2   a store that cannot be reached, or refuses us
         └── HoleError            exit 5   a snapshot that should be there is not
 
 Every message reads ``where: found; allowed`` and may carry a hint.
@@ -109,6 +111,23 @@ class MissingStoreError(StoreError):
     """There is no store, trial or array of that name."""
 
     exit_code = 2
+
+
+class StoreURLError(StoreError):
+    """A URL is of no kind that can be read, carries credentials, or names what cannot be one."""
+
+    exit_code = 2
+    usual_hint = "a store is a folder or a URL like `s3://bucket/prefix`"
+
+
+class UnavailableStoreError(StoreError):
+    """A store cannot be reached, or does not let us in, after retries where they can help."""
+
+    exit_code = 2
+    usual_hint = (
+        "check the network, the bucket's name and the credentials in the environment; "
+        "nothing is lost: launch again to go on"
+    )
 
 
 class HoleError(StoreError):

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sweeper.durable import crash_point, write_atomically
+from sweeper.durable import crash_point, write_all, write_atomically
 from sweeper.errors import SweepDirError
 
 
@@ -173,18 +173,21 @@ class Journal:
     def __init__(self, path: Path) -> None:
         found = read_events(path)
         self.torn = found.torn
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         self.offset = found.offset
         if found.torn:
             self._file.truncate(found.offset)
 
     def append(self, event: str, **fields: Any) -> dict[str, Any]:
-        """Write one event and return it."""
+        """Write one event and return it; when that fails, nothing of it stays."""
         line = {"t": round(time.time(), 3), "event": event, **fields}
         data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-        self._file.write(data)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            write_all(self._file, data)
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(self.offset)
+            raise
         self.offset += len(data)
         crash_point("journal")
         return line

@@ -14,6 +14,7 @@ from sweeper.durable import write_atomically
 from sweeper.errors import PlanError, SweepDirError
 from sweeper.grid import Trial
 from sweeper.registry import source_hash
+from sweeper.room import Room
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ class Plan:
     def n_bytes(self) -> int:
         """Bytes of all trials' predictions, before compression."""
         return sum(size.n_bytes for size in self.sizes)
+
+    @property
+    def room(self) -> Room:
+        """What the trials left to run need on a disk, the largest of them staged, too."""
+        todo = {trial.trial_id for trial in self.todo}
+        pairs = zip(self.trials, self.sizes, strict=True)
+        sizes = [size for trial, size in pairs if trial.trial_id in todo]
+        n_bytes = sum(size.n_bytes for size in sizes) + max(size.n_bytes for size in sizes)
+        n_files = sum(size.n_files for size in sizes) + max(size.n_snapshots for size in sizes)
+        return Room(n_bytes, n_files)
 
     @property
     def n_files(self) -> int:

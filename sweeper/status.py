@@ -10,7 +10,9 @@ from typing import Any
 
 from sweeper.journal import Tally
 from sweeper.plan import planned_ids
-from sweeper.sweep_dir import SweepDir
+from sweeper.store.objects import Objects, open_objects
+from sweeper.store.schema import sealed_key
+from sweeper.sweep_dir import PREDICTIONS, SweepDir
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
@@ -62,8 +64,9 @@ def read_status(folder: SweepDir) -> Status:
     tally = Tally.read(folder.status, folder.journal)
     driver = folder.driver()
     since = tally.launched["t"] if driver is not None and tally.launched else float("inf")
-    stored = folder.stored_trials()
-    states = {trial: _state(folder, tally, trial, since, trial in stored) for trial in ids}
+    sealed = open_objects(folder.root()).below(PREDICTIONS)
+    stored = set(sealed.names("trials"))  # nearly all of them complete; no metadata is read
+    states = {trial: _state(sealed, tally, trial, since, trial in stored) for trial in ids}
     found = Counter(states.values())
     counts = {state: found[state] for state in STATES}
     rate = _rate(tally) if driver else None
@@ -79,7 +82,7 @@ def read_status(folder: SweepDir) -> Status:
     )
 
 
-def _state(folder: SweepDir, tally: Tally, trial: str, since: float, is_stored: bool) -> str:
+def _state(sealed: Objects, tally: Tally, trial: str, since: float, is_stored: bool) -> str:
     """A trial's state; only what was started after `since`, by the live driver, is running.
 
     What is complete the store decides; the journal saves opening it where the two agree.
@@ -91,16 +94,13 @@ def _state(folder: SweepDir, tally: Tally, trial: str, since: float, is_stored: 
     if state == "running" and found["t"] >= since:
         return "running"
     left = "interrupted" if state == "running" else str(state)
-    return _stored_state(folder, trial, left) if is_stored else left
+    return _stored_state(sealed, trial, left) if is_stored else left
 
 
-def _stored_state(folder: SweepDir, trial: str, otherwise: str) -> str:
-    """Ask the store; only for what the journal leaves open, since zarr takes half a second."""
-    from sweeper.store.local import LocalObjects
-    from sweeper.store.schema import sealed_key
-
-    sealed = LocalObjects(folder.store).attributes(sealed_key(trial))
-    return str(sealed["state"]) if sealed else otherwise
+def _stored_state(sealed: Objects, trial: str, otherwise: str) -> str:
+    """Ask the store; only for what the journal leaves open."""
+    found = sealed.attributes(sealed_key(trial))
+    return str(found["state"]) if found else otherwise
 
 
 def _rate(tally: Tally) -> float | None:

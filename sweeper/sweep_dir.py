@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from sweeper.durable import PARTIAL, remove_partials, write_atomically
+from sweeper.durable import PARTIAL, write_atomically
 from sweeper.errors import SweepDirError
 
 PREDICTIONS = "predictions.zarr"  # a sweep directory's store
@@ -39,48 +39,38 @@ class SweepDir:
         self.manifest = self.path / "manifest.json"
         self.journal = self.path / "journal.jsonl"
         self.status = self.path / "status.json"
-        self.store = self.path / PREDICTIONS
         self.analysis = self.path / "analysis"
         self._lock = self.path / "driver.lock"
 
-    def checkpoints(self, trial_id: str) -> Path:
-        """The folder of a trial's checkpoints; gone when the trial is complete."""
-        return self.path / "checkpoints" / trial_id
+    def root(self, asked: str | None = None) -> str:
+        """Where the store, the checkpoints and the logs are: here, or a folder or URL elsewhere.
 
-    def checkpointed(self) -> list[str]:
-        """The ids of the trials that have checkpoints."""
-        folder = self.path / "checkpoints"
-        return sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
+        Parameters
+        ----------
+        asked : where they are to be; None for where they are, or for here.
 
-    def stored_trials(self) -> set[str]:
-        """The ids below the store's `trials`, nearly all of them complete; reads no metadata."""
-        try:
-            return set(os.listdir(self.store / "trials"))
-        except (FileNotFoundError, NotADirectoryError):
-            return set()
-
-    def remove_checkpoints(self, trial_id: str) -> None:
-        """Remove a complete trial's checkpoints."""
-        folder = self.checkpoints(trial_id)
-        for path in folder.glob("*"):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # absent, or a late attempt just wrote
-            folder.rmdir()
+        Raises
+        ------
+        SweepDirError : this directory's are elsewhere already.
+        """
+        manifest = self.read_manifest()
+        known = str(manifest.get("store", self.path))
+        if manifest and asked not in (None, known):
+            raise SweepDirError(
+                str(self.path),
+                f"its store is at `{known}`, not at `{asked}`",
+                "one store a sweep",
+                "leave out --store, or use another --sweep-dir",
+            )
+        return asked or known
 
     def remove_partials(self) -> None:
-        """Remove the temporary files that killed drivers and workers left.
+        """Remove the temporary files that killed drivers left.
 
         Those of an analysis are left alone: it may be at work, and removes its own.
         """
-        for folder in (self.path / "checkpoints", self.store / "staging", self.store / "samples"):
-            remove_partials(folder)
-        for folder in (self.path, self.store, self.store / "trials"):
-            for path in folder.glob(f"*{PARTIAL}"):
-                path.unlink(missing_ok=True)
-
-    def log(self, trial_id: str) -> Path:
-        """A trial's own log, all attempts one after another."""
-        return self.path / "logs" / f"{trial_id}.log"
+        for path in self.path.glob(f"*{PARTIAL}"):
+            path.unlink(missing_ok=True)
 
     def require(self) -> SweepDir:
         """Itself, if a sweep was ever launched in it.
@@ -159,7 +149,7 @@ class SweepDir:
         """
         try:
             found = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except ValueError as error:
             raise SweepDirError(str(self.manifest), f"unreadable ({error})", "JSON") from error

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from sweeper.attempt import Order, Outcome, Progress
+from sweeper.attempt import Order, Outcome, Progress, Waiting
 from sweeper.config import SCHEMA_VERSION, TrialConfig
-from sweeper.durable import crash_point, remove_partials
-from sweeper.errors import CheckpointError, ConfigError
+from sweeper.durable import crash_point
+from sweeper.errors import CheckpointError, ConfigError, StoreError
 from sweeper.plan import Size
-from sweeper.store.local import LocalObjects
+from sweeper.room import is_full, when_there_is_room
+from sweeper.store.objects import Objects
+from sweeper.store.opening import create_store
+from sweeper.store.root import Root
 from sweeper.store.schema import SampleSet, sealed_layout
 from sweeper.store.seal import State, is_sealed, remove_leftovers, seal
-from sweeper.store.staging import StagedTrial, owner_of
-from sweeper.store.writer import AttemptWriter, TrialHeader, attempts, create_store
-from sweeper.sweep_dir import SweepDir, environment
+from sweeper.store.staging import StagedTrial, attempts, owner_of
+from sweeper.store.writer import AttemptWriter, TrialHeader
+from sweeper.sweep_dir import environment
 from sweeper.train import checkpoint, data, labels_fitted, metric_names, planned_steps, train
 from sweeper.train.corner import relabelled
 from sweeper.train.loop import Moment
 from sweeper.train.memory import keep_freed_memory
+
+T = TypeVar("T")
 
 
 def size_of(config: TrialConfig) -> Size:
@@ -40,7 +44,7 @@ def size_of(config: TrialConfig) -> Size:
         n_samples.append(described.n_train)
     n_snapshots = len(planned_steps(config))
     shapes = [(n_snapshots, n, len(described.class_names)) for n in n_samples]
-    n_shards = sum(math.ceil(shape[1] / sealed_layout(shape, 2)[1]) for shape in shapes)
+    n_shards = sum(math.ceil(shape[1] / sealed_layout(shape)[1]) for shape in shapes)
     # The log and the trial's metadata; those of each array, and its shards.
     n_files = 2 + len(shapes) + n_shards + 2 * len(relabelled(config))
     return Size(n_snapshots, 2 * sum(map(math.prod, shapes)), n_files)
@@ -49,27 +53,31 @@ def size_of(config: TrialConfig) -> Size:
 def run_attempt(
     order: Order,
     should_stop: Callable[[], bool],
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[Progress | Waiting], None],
 ) -> Outcome:
     """Run a trial from its last checkpoint to its end, recording every snapshot on the way.
 
     A complete trial is left alone. Killed at any instant, the next attempt repeats at most the
-    work since the last checkpoint; on a CPU it ends with the same digest. Errors are written to
-    the trial's log with their traceback, then raised.
+    work since the last checkpoint; on a CPU it ends with the same digest. While a disk is full
+    the attempt waits for room. Errors are written to the trial's log with their traceback, then
+    raised.
 
     Parameters
     ----------
     should_stop : asked after every step; when true the attempt checkpoints and returns.
-    on_progress : called after the attempt is claimed, and then at most once a second.
+    on_progress : called after the attempt is claimed, then at most once a second, and each time
+        that the attempt has to wait for room.
     """
     attempt = _Attempt(order, should_stop, on_progress)
     try:
         return attempt.run()
     except SystemExit as error:  # of a plug-in; it must not end the slot and its other trials
-        attempt.log("failed\n" + traceback.format_exc())
+        attempt.log_failure()
         raise RuntimeError(f"the trial's code asked to exit with {error.code!r}") from error
-    except Exception:
-        attempt.log("failed\n" + traceback.format_exc())
+    except Exception as error:
+        if is_full(error) and should_stop():
+            return attempt.outcome("stopped", None)
+        attempt.log_failure()
         raise
 
 
@@ -80,31 +88,45 @@ class _Attempt:
         self,
         order: Order,
         should_stop: Callable[[], bool],
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[Progress | Waiting], None],
     ) -> None:
         self.order, self.should_stop, self.on_progress = order, should_stop, on_progress
-        self.folder = SweepDir(order.sweep_dir)
+        self.root = Root(order.root)
+        self.log = self.root.log(order.trial_id)
+        self.checkpoints = self.root.checkpoints(order.trial_id)
+        self.number = 0  # until one is claimed
         self.started = time.monotonic()
 
     def run(self) -> Outcome:
         torch.set_num_threads(self.order.threads)
         keep_freed_memory()
         config = TrialConfig.from_flat(self.order.config)
-        objects = create_store(self.folder.store)
+        objects = self._patiently(lambda: create_store(self.root.predictions))
         if is_sealed(objects, self.order.trial_id):
             found = remove_leftovers(objects, self.order.trial_id)
-            self.folder.remove_checkpoints(self.order.trial_id)
-            attempt = int(found["attempts"][-1]["attempt"])
-            return self._outcome(attempt, found["state"], found["digest"])
+            self.root.remove_checkpoints(self.order.trial_id)
+            self.number = int(found["attempts"][-1]["attempt"])
+            return self.outcome(found["state"], found["digest"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         header = _header(self.order, config, device)
         return self._record(objects, config, header, device)
 
+    def _patiently(self, write: Callable[[], T]) -> T:
+        """Write, as soon as there is room for it."""
+
+        def on_full(error: OSError) -> None:
+            reason = f"{self.root.location}: {error.strerror}"
+            self.on_progress(Waiting(self.order.trial_id, reason))
+
+        return when_there_is_room(write, on_full, self.should_stop)
+
     def _record(
-        self, objects: LocalObjects, config: TrialConfig, header: TrialHeader, device: torch.device
+        self, objects: Objects, config: TrialConfig, header: TrialHeader, device: torch.device
     ) -> Outcome:
         restored = self._restore(objects, len(header.steps))
-        writer = AttemptWriter(objects, header, restored.next_snapshot)
+        first = restored.next_snapshot
+        writer = self._patiently(lambda: AttemptWriter(objects, header, first))
+        self.number = writer.attempt
         lineage = [*restored.lineage, (writer.attempt, restored.next_snapshot)]
         n_steps = header.steps[-1]
         self.log(
@@ -129,11 +151,11 @@ class _Attempt:
                 now, stop = time.monotonic(), self.should_stop()
                 if stop or now - saved >= self.order.checkpoint_seconds:
                     recorder.wait()  # a checkpoint claims only what is durable
-                    self._save(writer, lineage, next_snapshot, moment)
+                    self._save(lineage, next_snapshot, moment)
                     saved = now
                 if stop:
                     self.log(f"stopped at step {moment.step}")
-                    return self._outcome(writer.attempt, "stopped", None)
+                    return self.outcome("stopped", None)
                 if now - reported >= 1:
                     self._report(writer.attempt, moment.step, n_steps, device)
                     reported = now
@@ -144,7 +166,10 @@ class _Attempt:
 
         def append(moment: Moment) -> None:
             assert moment.snapshot is not None
-            writer.append(moment.snapshot, moment.epoch, moment.metrics, moment.log_probs)
+            snapshot = moment.snapshot
+            self._patiently(
+                lambda: writer.append(snapshot, moment.epoch, moment.metrics, moment.log_probs)
+            )
             self.log(_line(moment))
 
         return append
@@ -156,15 +181,16 @@ class _Attempt:
         if not restored.all_staged:
             yield from train(config, device=device, state=restored.state)
 
-    def _finish(self, objects: LocalObjects, writer: AttemptWriter, state: State) -> Outcome:
-        digest = seal(objects, self.order.trial_id, state, writer.attempt)
-        self.folder.remove_checkpoints(self.order.trial_id)
+    def _finish(self, objects: Objects, writer: AttemptWriter, state: State) -> Outcome:
+        trial_id = self.order.trial_id
+        digest = self._patiently(lambda: seal(objects, trial_id, state, writer.attempt))
+        self.root.remove_checkpoints(trial_id)
         self.log(f"{state}, digest {digest[:12]}")
-        return self._outcome(writer.attempt, state, digest)
+        return self.outcome(state, digest)
 
     # --- checkpoints ----------------------------------------------------------------------
 
-    def _restore(self, objects: LocalObjects, n_planned: int) -> _Restored:
+    def _restore(self, objects: Objects, n_planned: int) -> _Restored:
         """Where this attempt starts: after all snapshots, at a checkpoint, or at the beginning."""
         if not attempts(objects, self.order.trial_id):
             return _Restored()
@@ -172,9 +198,11 @@ class _Attempt:
         if staged.n_recorded == n_planned and not staged.holes:
             step = int(staged.header["steps"][-1])
             return _Restored(next_snapshot=n_planned, step=step, all_staged=True)
-        for path in sorted(self._checkpoints(), key=_checkpoint_step, reverse=True):
+        self.checkpoints.remove_partials()
+        for name in sorted(self._checkpoints(), key=_checkpoint_step, reverse=True):
+            where = f"{self.checkpoints.location}/{name}"
             try:
-                found = checkpoint.load(path)
+                found = checkpoint.from_bytes(self.checkpoints.read(name), where)
             except CheckpointError as error:
                 self.log(f"{error}; ignored")
                 continue
@@ -189,32 +217,24 @@ class _Attempt:
                 )
         return _Restored()
 
-    def _checkpoints(self) -> list[Path]:
-        folder = self.folder.checkpoints(self.order.trial_id)
-        remove_partials(folder)
-        return list(folder.glob("*.pt"))
+    def _checkpoints(self) -> list[str]:
+        return [name for name in self.checkpoints.names("") if name.endswith(".pt")]
 
-    def _save(
-        self,
-        writer: AttemptWriter,
-        lineage: list[tuple[int, int]],
-        next_snapshot: int,
-        moment: Moment,
-    ) -> None:
+    def _save(self, lineage: list[tuple[int, int]], next_snapshot: int, moment: Moment) -> None:
         """Write a checkpoint; the snapshots it claims are durable already.
 
         The files of a newer attempt are left alone: this process may be a late one.
         """
-        folder = self.folder.checkpoints(self.order.trial_id)
-        path = folder / f"{writer.attempt}-{moment.step}.pt"
         claim = [list(pair) for pair in lineage]
-        checkpoint.save(
-            path, {"lineage": claim, "next_snapshot": next_snapshot, "state": moment.state()}
+        data = checkpoint.to_bytes(
+            {"lineage": claim, "next_snapshot": next_snapshot, "state": moment.state()}
         )
+        written = f"{self.number}-{moment.step}.pt"
+        self._patiently(lambda: self.checkpoints.write(written, data))
         crash_point("checkpoint")
-        for other in folder.glob("*.pt"):
-            if other != path and _checkpoint_attempt(other) <= writer.attempt:
-                other.unlink(missing_ok=True)
+        for name in self._checkpoints():
+            if name != written and _checkpoint_attempt(name) <= self.number:
+                self.checkpoints.delete(name)
         crash_point("checkpoint-removed")
 
     # --- reports --------------------------------------------------------------------------
@@ -223,17 +243,15 @@ class _Attempt:
         host = socket.gethostname()
         self.on_progress(Progress(self.order.trial_id, attempt, step, n_steps, host, str(device)))
 
-    def _outcome(self, attempt: int, state: str, digest: str | None) -> Outcome:
+    def outcome(self, state: str, digest: str | None) -> Outcome:
+        """How this attempt ended."""
         seconds = round(time.monotonic() - self.started, 3)
-        return Outcome(self.order.trial_id, attempt, state, seconds, digest)
+        return Outcome(self.order.trial_id, self.number, state, seconds, digest)
 
-    def log(self, text: str) -> None:
-        """Append to the trial's log."""
-        path = self.folder.log(self.order.trial_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{stamp} [{os.getpid()}] {text}\n")
+    def log_failure(self) -> None:
+        """Add the traceback of the error that is being handled to the trial's log."""
+        with contextlib.suppress(StoreError, OSError):  # it must not hide that error
+            self.log("failed\n" + traceback.format_exc())
 
 
 class _Recorder:
@@ -291,12 +309,12 @@ def _descends(lineage: list[tuple[int, int]], next_snapshot: int, staged: Staged
     )
 
 
-def _checkpoint_step(path: Path) -> int:
-    return int(path.stem.partition("-")[2])
+def _checkpoint_step(name: str) -> int:
+    return int(name.removesuffix(".pt").partition("-")[2])
 
 
-def _checkpoint_attempt(path: Path) -> int:
-    return int(path.stem.partition("-")[0])
+def _checkpoint_attempt(name: str) -> int:
+    return int(name.partition("-")[0])
 
 
 def _header(order: Order, config: TrialConfig, device: torch.device) -> TrialHeader:
@@ -315,6 +333,17 @@ def _header(order: Order, config: TrialConfig, device: torch.device) -> TrialHea
         target_set=_sample_set(splits, "train") if targets else None,
         provenance=_provenance(order, device),
     )
+
+
+def sample_sets(config: Mapping[str, Any]) -> list[SampleSet]:
+    """The sets of samples of a flat configuration's data, test and train.
+
+    Raises
+    ------
+    ConfigError : the data is not here, or the configuration cannot be read.
+    """
+    splits = data.load(TrialConfig.from_flat(config).data)
+    return [_sample_set(splits, split) for split in ("test", "train")]
 
 
 def _sample_set(splits: data.Splits, split: str) -> SampleSet:

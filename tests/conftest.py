@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from sweeper.config import content_id
+from sweeper.store.opening import create_store
 from sweeper.store.schema import LOG_PROB_MIN, SampleSet
 from sweeper.store.seal import seal
-from sweeper.store.writer import AttemptWriter, TrialHeader, create_store
+from sweeper.store.writer import AttemptWriter, TrialHeader
 
 CLASSES = ("ant", "bee", "cat")
 METRICS = ("test_loss", "test_accuracy")

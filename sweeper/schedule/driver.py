@@ -12,17 +12,20 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from sweeper.attempt import CHECKPOINT_SECONDS, Order, Outcome, Progress
+from sweeper.attempt import CHECKPOINT_SECONDS, Order, Outcome, Progress, Waiting
 from sweeper.config import SCHEMA_VERSION, Flat, TrialConfig, upgrade
 from sweeper.durable import write_atomically
 from sweeper.errors import SweepDirError
 from sweeper.grid import Trial
 from sweeper.journal import Journal, Tally
 from sweeper.plan import Plan, plug_in_hashes, write_plan
+from sweeper.room import is_full, when_there_is_room
 from sweeper.schedule.executor import Event, Executor, Failure, Lost
-from sweeper.store import open_store
+from sweeper.store import Store
+from sweeper.store.index import write_index
+from sweeper.store.opening import check_format, create_store
+from sweeper.store.root import Root
 from sweeper.store.seal import remove_leftovers
-from sweeper.store.writer import create_store
 from sweeper.sweep_dir import SweepDir, environment
 
 THREADS_PER_TRIAL = 1  # fixed when a sweep is made: another number gives other bits
@@ -38,6 +41,7 @@ class Launch:
     limit: int | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     allow_code_change: bool = False
+    root: str | None = None  # of the store, where it is not the sweep's own
 
 
 @dataclass
@@ -56,16 +60,20 @@ class Counts:
         return self.n_complete + self.n_diverged + self.n_failed
 
 
-def complete_trials(folder: SweepDir) -> dict[str, Flat]:
-    """The trials that the store holds complete: configurations by id, both in today's schema."""
-    if not folder.store.is_dir():
+def complete_trials(root: str) -> dict[str, Flat]:
+    """The trials that a store holds complete: configurations by id, both in today's schema."""
+    predictions = Root(root).predictions
+    if not predictions.names(""):
         return {}
-    store = open_store(folder.store)
+    return _complete(Store(predictions))
+
+
+def _complete(store: Store) -> dict[str, Flat]:
+    check_format(store.objects)
     found = {}
-    for label in store.complete_ids():
-        attributes = store.trial_attributes(label)
-        config = upgrade(attributes["config"], attributes["schema"])
-        if attributes["schema"] != SCHEMA_VERSION:
+    for label, summary in store.summaries().items():
+        config = upgrade(summary.config, summary.schema)
+        if summary.schema != SCHEMA_VERSION:
             label = TrialConfig.from_flat(config).trial_id
         found[label] = config
     return found
@@ -94,15 +102,16 @@ def drive(
         hashes = plug_in_hashes(plan.trials)
         _check_name(folder, launch)
         _check_code(folder, hashes, launch)
-        complete = _remove_leftovers(folder)
+        root = Root(folder.root(launch.root))
+        store, complete = _remove_leftovers(folder, root)
         left = [trial for trial in plan.todo if trial.trial_id not in complete]
         todo = left[: launch.limit]
         _write_down(folder, plan, launch, hashes)
         counts = Counts(len(todo))
         with Journal(folder.journal) as journal:
             tally = Tally.read(folder.status, folder.journal)
-            scribe = _Scribe(folder, journal, tally, counts, on_event)
-            scribe.reconcile({trial.trial_id for trial in plan.trials} & complete)
+            scribe = _Scribe(folder, journal, tally, counts, on_event, stop.is_set)
+            scribe.reconcile(store, {trial.trial_id for trial in plan.trials} & complete)
             scribe.write(
                 "launched",
                 n_planned=len(plan.trials),
@@ -111,9 +120,11 @@ def drive(
                 host=socket.gethostname(),
                 pid=os.getpid(),
             )
-            executor.run(_orders(folder, todo, launch, hashes), scribe.take, stop.is_set)
+            executor.run(_orders(folder, root, todo, launch, hashes), scribe.take, stop.is_set)
             scribe.write("ended", reason=_reason(counts, len(todo)))
             scribe.save()
+        with _room_or_not():
+            write_index(store.objects, Store(store.objects).summary)
     return counts
 
 
@@ -124,14 +135,14 @@ def _reason(counts: Counts, n_todo: int) -> str:
 
 
 def _orders(
-    folder: SweepDir, todo: Sequence[Trial], launch: Launch, hashes: Mapping[str, str]
+    folder: SweepDir, root: Root, todo: Sequence[Trial], launch: Launch, hashes: Mapping[str, str]
 ) -> list[Order]:
     threads = threads_per_trial(folder)
     return [
         Order(
             trial_id=trial.trial_id,
             config=trial.config.to_flat(),
-            sweep_dir=str(folder.path.resolve()),
+            root=root.location if "://" in root.location else os.path.abspath(root.location),
             threads=threads,
             checkpoint_seconds=launch.checkpoint_seconds,
             plug_ins={name: hashes[name] for name in trial.config.plug_ins()},
@@ -140,16 +151,17 @@ def _orders(
     ]
 
 
-def _remove_leftovers(folder: SweepDir) -> set[str]:
-    """Remove what crashes left behind; returns the ids of the trials that are complete."""
-    objects = create_store(folder.store)
+def _remove_leftovers(folder: SweepDir, root: Root) -> tuple[Store, set[str]]:
+    """Remove what crashes left behind; returns the store and the ids that are complete in it."""
+    store = Store(create_store(root.predictions))
     folder.remove_partials()
-    complete = set(complete_trials(folder))
-    left_over = {*objects.names("staging"), *folder.checkpointed()}
+    root.remove_partials()
+    complete = set(_complete(store))
+    left_over = {*store.objects.names("staging"), *root.checkpointed()}
     for trial_id in left_over & complete:
-        remove_leftovers(objects, trial_id)
-        folder.remove_checkpoints(trial_id)
-    return complete
+        remove_leftovers(store.objects, trial_id)
+        root.remove_checkpoints(trial_id)
+    return store, complete
 
 
 def _check_name(folder: SweepDir, launch: Launch) -> None:
@@ -184,6 +196,8 @@ def _write_down(folder: SweepDir, plan: Plan, launch: Launch, hashes: Mapping[st
         write_plan(folder.plan, plan)
     manifest = folder.read_manifest()
     made = {"name": launch.name, "created": time.time(), "threads_per_trial": THREADS_PER_TRIAL}
+    if launch.root:
+        made["store"] = launch.root
     entry = {"t": time.time(), "n_trials": len(plan.trials), **environment()}
     folder.write_manifest(
         {
@@ -204,16 +218,28 @@ class _Scribe:
     tally: Tally
     counts: Counts
     on_event: Callable[[Event, Counts], None]
+    should_stop: Callable[[], bool]
     saved: float = 0.0
 
     def __post_init__(self) -> None:
         self._attempts: dict[str, int] = {}
 
     def write(self, event: str, **fields: Any) -> None:
-        self.tally.add(self.journal.append(event, **fields))
+        try:
+            line = when_there_is_room(
+                lambda: self.journal.append(event, **fields), self._wait, self.should_stop
+            )
+        except OSError as error:
+            if not is_full(error):
+                raise
+            return  # asked to stop meanwhile: the store tells the next launch what this would have
+        self.tally.add(line)
         self.tally.offset = self.journal.offset
 
-    def reconcile(self, complete: set[str]) -> None:
+    def _wait(self, error: OSError) -> None:
+        self.on_event(Waiting("", f"{self.folder.path}: {error.strerror}"), self.counts)
+
+    def reconcile(self, store: Store, complete: set[str]) -> None:
         """Write down what the store holds complete and a killed driver could not."""
         ended = ("complete", "diverged")
         unknown = [
@@ -221,15 +247,14 @@ class _Scribe:
             for trial in sorted(complete)
             if self.tally.trials.get(trial, {}).get("state") not in ended
         ]
-        store = open_store(self.folder.store)
         for trial in unknown:
-            found = store.trial_attributes(trial)
+            found = store.summary(trial)
             self.write(
                 "finished",
                 trial=trial,
-                attempt=int(found["attempts"][-1]["attempt"]),
-                state=found["state"],
-                digest=found["digest"],
+                attempt=found.attempt,
+                state=found.state,
+                digest=found.digest,
             )
 
     def take(self, event: Event) -> None:
@@ -275,8 +300,19 @@ class _Scribe:
         self.write("finished", **fields, state=outcome.state, digest=outcome.digest)
 
     def save(self) -> None:
-        self.tally.save(self.folder.status)
+        with _room_or_not():
+            self.tally.save(self.folder.status)
         self.saved = time.monotonic()
+
+
+@contextmanager
+def _room_or_not() -> Iterator[None]:
+    """What can always be made again is not written to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
 
 
 class _Stop:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sweeper.attempt import Order, Outcome, Progress
+from sweeper.attempt import Order, Outcome, Progress, Waiting
 from sweeper.errors import SweeperError
 from sweeper.schedule.retry import classify
 
@@ -44,8 +44,8 @@ class Lost:
     trial_id: str
 
 
-Event = Progress | Outcome | Failure | Lost
-Runner = Callable[[Order, Callable[[], bool], Callable[[Progress], None]], Outcome]
+Event = Progress | Waiting | Outcome | Failure | Lost
+Runner = Callable[[Order, Callable[[], bool], Callable[[Progress | Waiting], None]], Outcome]
 
 
 class Executor(Protocol):

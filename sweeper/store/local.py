@@ -1,115 +1,87 @@
-"""The objects of a store on a local or network file system, every write durable."""
+"""The objects of a store on a local or network file system."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import shutil
-from asyncio import to_thread
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
 
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore
-
-from sweeper.durable import sync_folder, write_atomically, write_exclusively
-from sweeper.errors import StoreError
-
-_BLANK = "0" * 64  # stands where a metadata file's own checksum will be
+from sweeper.durable import Bytes, remove_partials, sync_folder, write_exclusively, write_parts
+from sweeper.store.objects import Entry, Objects
 
 
-class DurableStore(LocalStore):
-    """zarr's `LocalStore`, but a write that returned survives a power loss.
+class LocalObjects(Objects):
+    """Files below one folder (see `Objects`).
 
-    zarr's own renames a temporary file without fsync, so that after a crash a chunk can be
-    present and empty.
-    """
-
-    def set_sync(self, key: str, value: Buffer) -> None:
-        """Write one object atomically and durably."""
-        self._check_writable()
-        write_atomically(self.root / key, value.as_buffer_like())
-
-    async def set(self, key: str, value: Buffer) -> None:
-        """Write one object atomically and durably."""
-        await to_thread(self.set_sync, key, value)
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write one object atomically and durably unless it is there."""
-        self._check_writable()
-        await to_thread(write_exclusively, self.root / key, value.as_buffer_like())
-
-    def with_read_only(self, read_only: bool = False) -> Self:
-        """The same folder, opened for reading only or for both."""
-        return type(self)(self.root, read_only=read_only)
-
-
-class LocalObjects:
-    """Named objects below one folder: what the store needs besides arrays.
-
-    Names are relative, with `/`. Safe for many readers and writers: every object is replaced
-    whole, and `create` lets exactly one of several writers win.
+    A file is written under another name, fsynced, renamed, and its folder fsynced; `create` links
+    instead of renaming, which is exclusive.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.location = str(root)
 
-    def array_store(self, key: str, *, read_only: bool) -> DurableStore:
-        """The folder of one array as a zarr store.
+    def read(self, key: str) -> Bytes:
+        """The bytes of an object."""
+        with _absent_if_no_folder():
+            return (self.root / key).read_bytes()
 
-        Rooted at the array, because zarr gives an array's parents group metadata of their own,
-        and that of a trial must appear only when the trial is complete.
-        """
-        return DurableStore(self.root / key, read_only=read_only)
+    def read_tail(self, key: str, size: int) -> Bytes:
+        """The last `size` bytes of an object, or all of a smaller one."""
+        with _absent_if_no_folder(), (self.root / key).open("rb", buffering=0) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read(size)
 
-    def create_group(self, key: str, attributes: Mapping[str, Any]) -> bool:
-        """Write a Zarr v3 group's metadata unless it exists; whether it was written.
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[Bytes]:
+        """Parts of an object, each from its start up to its stop, cut where the object ends."""
+        with _absent_if_no_folder(), (self.root / key).open("rb", buffering=0) as file:
+            return [os.pread(file.fileno(), stop - start, start) for start, stop in ranges]
 
-        The attribute `checksum` is added: the SHA-256 of the file with zeros in its place.
-        """
-        found = {"checksum": _BLANK, **attributes}
-        document = {"zarr_format": 3, "node_type": "group", "attributes": found}
-        data = json.dumps(document, indent=1, allow_nan=False).encode()
-        data = data.replace(_BLANK.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
-        return write_exclusively(self.root / key / "zarr.json", data)
+    def write_parts(self, key: str, parts: Iterable[Bytes]) -> None:
+        """Replace an object by these parts, which may be made as they are written."""
+        write_parts(self.root / key, parts)
 
-    def attributes(self, key: str) -> dict[str, Any] | None:
-        """The attributes of the group `key`, None when it does not exist.
-
-        Raises
-        ------
-        StoreError : the metadata is not readable JSON of a group, or was altered.
-        """
-        path = self.root / key / "zarr.json"
-        try:
-            data = path.read_bytes()
-            found = json.loads(data)["attributes"]
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                str(path), f"unreadable metadata ({error})", "the JSON of a Zarr v3 group"
-            ) from error
-        if not isinstance(found, dict):
-            raise StoreError(str(path), "attributes are not a mapping", "a mapping")
-        if key and not _is_unaltered(data, found.get("checksum")):
-            raise StoreError(str(path), "altered metadata", "bytes that match their checksum")
-        return found
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object unless it is there; whether this call wrote it."""
+        return write_exclusively(self.root / key, data)
 
     def names(self, key: str) -> list[str]:
         """The names directly below `key`, sorted; empty when it does not exist."""
         try:
-            with os.scandir(self.root / key) as entries:
-                return sorted(item.name for item in entries)
+            return sorted(os.listdir(self.root / key))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def stamps(self, key: str, name: str) -> dict[str, str]:
+        """The stamp of `key/<child>/name` for every child that has it."""
+        found, folder = {}, self.root / key
+        for child in self.names(key):
+            try:
+                found[child] = _stamp(os.stat(f"{folder}/{child}/{name}"))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return found
+
+    def walk(self, key: str) -> Iterator[Entry]:
+        """Every object below `key`, at any depth, in the order of their names."""
+        for name in self.names(key):
+            inner = f"{key}/{name}" if key else name
+            path = self.root / inner
+            if path.is_dir():
+                yield from self.walk(inner)
+                continue
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # it was just removed, or renamed into place
+                continue
+            yield Entry(inner, status.st_size, _stamp(status))
+
     def exists(self, key: str) -> bool:
         """Whether the object `key` is there."""
-        return (self.root / key).exists()
+        return os.path.exists(self.root / key)
 
     def delete(self, key: str) -> None:
         """Remove `key` and everything below it; nothing happens when it does not exist."""
@@ -125,8 +97,28 @@ class LocalObjects:
                     raise
         sync_folder(folder.parent)
 
+    def remove_partials(self) -> None:
+        """Remove what interrupted writes left behind: files that end in `.partial`."""
+        remove_partials(self.root)
 
-def _is_unaltered(data: bytes, checksum: object) -> bool:
-    """Whether the bytes of a metadata file are those that its checksum was made of."""
-    blank = data.replace(str(checksum).encode(), _BLANK.encode(), 1)
-    return hashlib.sha256(blank).hexdigest() == checksum
+    def settle(self, key: str) -> None:
+        """Make durable that the object `key` is there, whoever wrote it."""
+        sync_folder((self.root / key).parent)
+
+    def below(self, key: str) -> LocalObjects:
+        """The same backend, one level down."""
+        return LocalObjects(self.root / key)
+
+
+def _stamp(status: os.stat_result) -> str:
+    """Another content has another one; a copy that keeps times has the same."""
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+@contextmanager
+def _absent_if_no_folder() -> Iterator[None]:
+    """A file where a folder is expected: then what would be below it is absent."""
+    try:
+        yield
+    except NotADirectoryError as error:
+        raise FileNotFoundError(*error.args) from error

@@ -2,64 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from sweeper.errors import HoleError, MissingStoreError, StoreError, nearest
-from sweeper.store.local import LocalObjects
-from sweeper.store.samples import read_sample_set
+from sweeper.errors import MissingStoreError, StoreError, nearest
+from sweeper.store import stream
+from sweeper.store.arrays import StoredArray
+from sweeper.store.index import read_index
+from sweeper.store.objects import Objects, metadata_key, open_objects
+from sweeper.store.opening import check_format
+from sweeper.store.predictions import DType, Wanted, read_sealed, read_staged
+from sweeper.store.samples import only_set, read_sample_set
 from sweeper.store.schema import Array, SampleSet, sealed_key, staging_key
-from sweeper.store.selection import Selection, indices_of
-from sweeper.store.staging import REMEDY, StagedTrial, check_name, open_array, read_array
-from sweeper.store.table import sealed_moments, sealed_row, staged_moments, staged_row
+from sweeper.store.selection import Selection
+from sweeper.store.staging import StagedTrial, attempts, check_name
+from sweeper.store.stream import Rows
+from sweeper.store.table import (
+    Summary,
+    row_of,
+    sealed_moments,
+    sealed_summary,
+    staged_moments,
+    staged_summary,
+)
 from sweeper.store.targets import read_targets, staged_reference
-from sweeper.store.writer import attempts, check_format
-from sweeper.sweep_dir import PREDICTIONS
+from sweeper.sweep_dir import PREDICTIONS, SweepDir
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
 T = TypeVar("T")
 
+REQUESTS_AT_ONCE = 16
 
-def open_store(path: str | Path) -> Store:
+
+def open_store(location: str | Path) -> Store:
     """Open a prediction store for reading.
 
     Parameters
     ----------
-    path : a sweep directory, or the folder of a store.
+    location : a sweep directory, whose store may be elsewhere; the folder of a store; or the URL
+        of either, such as `s3://bucket/prefix`.
 
     Raises
     ------
     MissingStoreError : there is none. FormatVersionError : it is of a newer format.
+    StoreURLError, UnavailableStoreError : the URL cannot be read.
     """
-    if "://" in str(path):
-        raise MissingStoreError(str(path), "a URL", "a folder (object stores are not read yet)")
-    folder = Path(path)
-    inside = folder / PREDICTIONS
-    objects = LocalObjects(inside if inside.is_dir() else folder)
+    is_url = "://" in str(location)
+    root = open_objects(location if is_url else SweepDir(location).root())
+    inside = root.below(PREDICTIONS)
+    objects = inside if inside.names("") else root
     check_format(objects)
     return Store(objects)
 
 
 class Store:
-    """A prediction store, read only. Safe to use while trials are being recorded.
+    """A prediction store, read only. Safe to use while trials are being recorded, and by threads.
 
     What is complete never changes; a trial in progress is read as it is at each call.
     """
 
-    def __init__(self, objects: LocalObjects) -> None:
-        self._objects = objects
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
         self._sealed: dict[str, dict[str, Any]] = {}
         self._sample_sets: dict[str, SampleSet] = {}
+        self._arrays: dict[str, StoredArray] = {}
 
     @property
-    def path(self) -> Path:
-        """The store's own folder."""
-        return self._objects.root
+    def location(self) -> str:
+        """The store's own folder or URL."""
+        return self.objects.location
 
     # --- trials ---------------------------------------------------------------------------
 
@@ -70,16 +88,16 @@ class Store:
 
     def complete_ids(self) -> list[str]:
         """Ids of the sealed trials (complete or diverged), sorted."""
-        return [name for name in self._objects.names("trials") if self._attributes(name)]
+        return sorted(self.objects.stamps("trials", metadata_key("")))
 
     def _staged_ids(self) -> list[str]:
         """Trials with a claimed attempt: the folder comes a moment before the claim."""
         return [
             name
-            for name in self._objects.names("staging")
+            for name in self.objects.names("staging")
             if any(
-                self._objects.exists(f"{staging_key(name, number)}/zarr.json")
-                for number in attempts(self._objects, name)
+                self.objects.exists(metadata_key(staging_key(name, number)))
+                for number in attempts(self.objects, name)
             )
         ]
 
@@ -89,16 +107,33 @@ class Store:
         Columns: every configuration field by its dotted name (lists as tuples; None where a
         trial has no such option), `state` (`complete`, `diverged` or `incomplete`),
         `n_snapshots`, `digest` (missing unless sealed), and the last snapshot's metrics.
+
+        Sealed trials come from the index where it is up to date (`sweeper.store.index`).
         """
         import pandas as pd
 
-        rows = [self._trial_row(trial_id) for trial_id in self.trial_ids()]
+        staged = self._staged_ids()
+        found = self.summaries()
+        others = [trial_id for trial_id in staged if trial_id not in found]
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            found |= zip(others, pool.map(self.summary, others), strict=True)
+        rows = [row_of(found[trial_id]) for trial_id in sorted(found)]
         columns = ["trial_id", "state", "n_snapshots", "digest"]
         table = pd.DataFrame.from_records(rows) if rows else pd.DataFrame(columns=columns)
         return table.set_index("trial_id")
 
-    def _trial_row(self, trial_id: str) -> dict[str, Any]:
-        return self._read(trial_id, sealed_row, staged_row)
+    def summaries(self) -> dict[str, Summary]:
+        """What the table of trials says of each sealed trial.
+
+        Raises
+        ------
+        StoreError : the metadata of one that the index does not know is damaged.
+        """
+        return read_index(self.objects).completed(self.summary)
+
+    def summary(self, trial_id: str) -> Summary:
+        """What the table of trials says of one, from its group or what it staged."""
+        return self._read(trial_id, sealed_summary, staged_summary)
 
     def snapshots(self, trial_id: str) -> pd.DataFrame:
         """One row a snapshot: `snapshot`, `step`, `epoch`, `time` and the metrics."""
@@ -107,6 +142,12 @@ class Store:
         table = pd.DataFrame(self._read(trial_id, sealed_moments, staged_moments))
         table.insert(0, "snapshot", np.arange(len(table)))
         return table
+
+    def n_snapshots(self, trial_id: str) -> int:
+        """How many snapshots are recorded."""
+        return self._read(
+            trial_id, lambda found: int(found["n_snapshots"]), lambda staged: staged.n_recorded
+        )
 
     def trial_attributes(self, trial_id: str) -> dict[str, Any]:
         """All that is stored of a sealed trial beside its arrays (store/README.md).
@@ -124,7 +165,7 @@ class Store:
 
     def sample_set(self, split: str, trial_id: str) -> str:
         """The hash of the set of samples that a trial's predictions are of."""
-        sets = self._header(trial_id)["sample_sets"]
+        sets = self.header(trial_id)["sample_sets"]
         if split not in sets:
             raise MissingStoreError(
                 f"trial {trial_id}",
@@ -157,37 +198,26 @@ class Store:
     def _samples(self, split: str, trial_id: str | None) -> SampleSet:
         key = self._labelled_set(split, trial_id) if trial_id else self._only_sample_set(split)
         if key not in self._sample_sets:
-            self._sample_sets[key] = read_sample_set(self._objects, key)
+            self._sample_sets[key] = read_sample_set(self.objects, key)
         return self._sample_sets[key]
 
     def _labelled_set(self, split: str, trial_id: str) -> str:
         """The hash of a split's samples, of which predictions may be recorded or only targets."""
-        header = self._header(trial_id)
+        header = self.header(trial_id)
         if split == "train" and "target_set" in header:
             return str(header["target_set"])
         return self.sample_set(split, trial_id)
 
     def _only_sample_set(self, split: str) -> str:
-        sets: dict[str, str] = {}
-        for trial_id in self.trial_ids():
-            sets.setdefault(self._labelled_set(split, trial_id), trial_id)
-        if not sets:
-            raise MissingStoreError(str(self.path), "no trials", "at least one")
-        if len(sets) > 1:
-            named = ", ".join(f"`{key}` (as trial {trial})" for key, trial in sets.items())
-            raise StoreError(
-                str(self.path),
-                f"the trials' {split} samples are of {len(sets)} sets: {named}",
-                "one set, or a trial_id that says which",
-            )
-        return next(iter(sets))
+        pairs = ((self._labelled_set(split, trial), trial) for trial in self.trial_ids())
+        return only_set(self.location, f"the trials' {split} samples", pairs)
 
     def target_phases(self, trial_id: str) -> tuple[str, ...]:
         """The phases of training that were given other labels than the clean ones.
 
         Most trials have none; `train` and `corner` are those there are.
         """
-        return tuple(self._header(trial_id).get("targets", ()))
+        return tuple(self.header(trial_id).get("targets", ()))
 
     def targets(self, trial_id: str, phase: str) -> Array:
         """The labels that a phase of the trial was trained on, (n_train,) int64.
@@ -209,9 +239,9 @@ class Store:
             )
         return self._read(
             trial_id,
-            lambda found: read_targets(self._objects, sealed_key(trial_id), found, phase),
+            lambda found: read_targets(self.objects, sealed_key(trial_id), found, phase),
             lambda staged: read_targets(
-                self._objects, staging_key(trial_id), staged_reference(staged), phase
+                self.objects, staging_key(trial_id), staged_reference(staged), phase
             ),
         )
 
@@ -223,8 +253,11 @@ class Store:
         split: str,
         snapshots: Selection = slice(None),
         samples: Selection = slice(None),
+        *,
+        dtype: DType = "float32",
+        masked: bool = False,
     ) -> Array:
-        """Natural-log probabilities, (n_snapshots, n_samples, n_classes) float32.
+        """Natural-log probabilities, (n_snapshots, n_samples, n_classes).
 
         What is stored is float16; rows are normalised here, in float32, so that they sum to 1.
 
@@ -232,57 +265,86 @@ class Store:
         ----------
         split : `test`, or `train` where it was recorded.
         snapshots, samples : a slice, an index or a list of indices of each axis.
+        dtype : `float32`, or `float16` for what is stored, as it is.
+        masked : give a masked array in which what is absent is masked, instead of raising.
 
         Raises
         ------
         MissingStoreError : no such trial or split. HoleError : a snapshot is absent.
         StoreError : a chunk is damaged.
         """
-        self.sample_set(split, trial_id)
-        stored = self._read(
+        wanted = Wanted(
+            f"trial {trial_id}", split, self.shape(split, trial_id), snapshots, samples, dtype
+        )
+        return self._read(
             trial_id,
-            lambda found: self._read_sealed(trial_id, found, split, snapshots, samples),
-            lambda staged: self._read_staged(staged, split, snapshots, samples),
+            lambda found: read_sealed(self.objects, self._arrays, found, wanted, masked),
+            lambda staged: read_staged(staged, wanted, masked),
         )
-        return normalised(stored)
 
-    def _read_sealed(
+    def iter_blocks(
         self,
-        trial_id: str,
-        found: dict[str, Any],
-        split: str,
-        snapshots: Selection,
-        samples: Selection,
-    ) -> Array:
-        where = f"trial {trial_id}"
-        key = f"{sealed_key(trial_id)}/{found['arrays']}/{split}/log_probs"
-        array = open_array(self._objects, key, where)
-        shape = (found["n_snapshots"], *self._shape(split, trial_id))
-        _check_shape(where, array.shape, shape)
-        selection = (
-            indices_of(where, "snapshots", snapshots, shape[0]),
-            indices_of(where, "samples", samples, shape[1]),
-        )
-        stored = read_array(array, selection, where, f"{split}/log_probs")
-        # The fill value is NaN and nothing that is stored is: NaN means that a shard is absent.
-        if np.isnan(stored).any():
-            raise HoleError(where, f"part of `{key}` is absent", hint=REMEDY)
-        return stored
+        selection: Rows | None = None,
+        samples_per_block: int = 1000,
+        split: str = "test",
+        dtype: DType = "float32",
+    ) -> Iterator[tuple[slice, Array]]:
+        """All selected snapshots, a block of samples at a time, read ahead by threads.
 
-    def _read_staged(
-        self, staged: StagedTrial, split: str, snapshots: Selection, samples: Selection
-    ) -> Array:
-        where = f"trial {staged.trial_id}"
-        indices = indices_of(where, "snapshots", snapshots, staged.n_recorded)
-        rows = [staged.log_probs(int(i), split) for i in np.arange(staged.n_recorded)[indices]]
-        shape = self._shape(split, staged.trial_id)
-        for row in rows:
-            _check_shape(where, row.shape, shape)
-        stored = np.stack(rows) if rows else np.empty((0, *shape), np.float16)
-        return stored[:, indices_of(where, "samples", samples, shape[0])]
+        Parameters
+        ----------
+        selection : trial ids, each with all its snapshots, or a table with a row a snapshot and
+            the columns `trial_id` and `snapshot`; None for all complete trials.
 
-    def _shape(self, split: str, trial_id: str) -> tuple[int, int]:
-        """Samples and classes of one snapshot."""
+        Yields
+        ------
+        samples, log_probs : which samples, and their (n_selected, n_block, n_classes) values in
+            the selection's order. Two blocks are in memory at a time.
+
+        Raises
+        ------
+        StoreError : the trials differ in their sample sets; or as `log_probs` does.
+        """
+        return stream.blocks_of(self, selection, samples_per_block, split, dtype)
+
+    def iter_snapshots(
+        self, selection: Rows | None = None, split: str = "test", dtype: DType = "float32"
+    ) -> Iterator[tuple[str, int, Array]]:
+        """The selected snapshots one after another, read ahead by threads.
+
+        A sealed trial is decoded as a whole, or, where that exceeds `stream.READ_BYTES`, several
+        times for a part of its snapshots each.
+
+        Yields
+        ------
+        trial_id, snapshot, log_probs : the last (n_samples, n_classes).
+
+        Raises
+        ------
+        HoleError, StoreError : as `log_probs` does.
+        """
+        return stream.snapshots_of(self, selection, split, dtype)
+
+    def to_xarray(self, selection: Rows | None = None, split: str = "test") -> xr.Dataset:
+        """The selected snapshots as a lazy `xarray.Dataset`; needs xarray.
+
+        `log_probs` has the dimensions `snapshot`, `sample` and `class`; nothing of it is read
+        until it is asked for. Coordinates: `trial_id`, `index` (of the snapshot in its trial),
+        `step`, `epoch` and the metrics by snapshot; `sample_id` and `label` by sample; the names
+        of the classes.
+
+        Raises
+        ------
+        MissingStoreError : xarray is not installed.
+        StoreError : the trials differ in their sample sets.
+        """
+        from sweeper.store.lazy import dataset
+
+        return dataset(self, selection, split)
+
+    def shape(self, split: str, trial_id: str) -> tuple[int, int]:
+        """Samples and classes of one snapshot's predictions."""
+        self.sample_set(split, trial_id)
         known = self._samples(split, trial_id)
         return len(known.labels), len(known.class_names)
 
@@ -310,14 +372,14 @@ class Store:
                     return found
         return sealed(self._attributes(trial_id))
 
-    def _header(self, trial_id: str) -> dict[str, Any]:
+    def header(self, trial_id: str) -> dict[str, Any]:
         """The attributes of a sealed trial, or those of the newest attempt."""
         return self._read(trial_id, lambda found: found, lambda staged: staged.header)
 
     def _attributes(self, trial_id: str) -> dict[str, Any]:
         """The attributes of a sealed trial, empty when it is not sealed."""
         if trial_id not in self._sealed:
-            found = self._objects.attributes(sealed_key(trial_id))
+            found = self.objects.attributes(sealed_key(trial_id))
             if found is None:
                 return {}
             check_name(trial_id, found)
@@ -326,7 +388,7 @@ class Store:
 
     def _staged(self, trial_id: str) -> StagedTrial:
         try:
-            return StagedTrial(self._objects, trial_id)
+            return StagedTrial(self.objects, trial_id)
         except MissingStoreError as error:
             raise MissingStoreError(
                 f"trial {trial_id}",
@@ -334,17 +396,3 @@ class Store:
                 f"{len(self.trial_ids())} trials are",
                 nearest(trial_id, self.trial_ids()),
             ) from error
-
-
-def normalised(stored: Array) -> Array:
-    """Stored float16 log-probabilities as float32 whose rows sum to 1 (log-sum-exp is 0)."""
-    values = stored.astype(np.float32)
-    top = values.max(axis=-1, keepdims=True)
-    values -= top + np.log(np.exp(values - top).sum(axis=-1, keepdims=True))
-    return values
-
-
-def _check_shape(where: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Refuse an array that is not of its samples: altered metadata would cut it or fill it up."""
-    if found != expected:
-        raise StoreError(where, f"predictions of shape {found}", f"{expected}", REMEDY)

@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.abc.codec import BytesBytesCodec
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 FORMAT = 1
 
 # float16's largest magnitude: what a log-probability is clipped to before it is stored.
 LOG_PROB_MIN = -65504.0
 
-DTYPES = {
-    "log_probs": "<f2",
-    "moments": "<f8",
-    "labels": "<i8",
-    "ids": "<i8",
-    "targets": "<i8",
-}
+DTYPES = {"log_probs": "<f2", "labels": "<i8", "ids": "<i8", "targets": "<i8"}
 
+STAGED_CHUNK_BYTES = 512 << 10  # of a staged snapshot: what one read of a few samples decodes
 CHUNK_BYTES = 2 << 20  # of a sealed array: what one read of a block of samples decodes
 SHARD_BYTES = 256 << 20
+ITEMSIZE = 2  # of a float16
 
 Array = NDArray[Any]
-
-
-def codecs(itemsize: int) -> tuple[BytesBytesCodec, ...]:
-    """The compressors after the little-endian `bytes` codec: Blosc-LZ4 with bitshuffle, CRC32C."""
-    return (
-        BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=itemsize),
-        Crc32cCodec(),
-    )
 
 
 def sealed_key(trial_id: str) -> str:
@@ -53,11 +39,6 @@ def staging_key(trial_id: str, attempt: int | None = None) -> str:
 def samples_key(sample_set: str) -> str:
     """Where the labels and ids of a set of samples are kept once."""
     return f"samples/{sample_set}"
-
-
-def chunk_name(snapshot: int, n_dimensions: int) -> str:
-    """The object that holds one staged snapshot, below its array."""
-    return "c." + ".".join(["0" if axis else str(snapshot) for axis in range(n_dimensions)])
 
 
 @dataclass(frozen=True)
@@ -86,16 +67,27 @@ def target_hash(targets: Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(targets, "<i8").tobytes()).hexdigest()
 
 
-def sealed_layout(shape: tuple[int, int, int], itemsize: int) -> tuple[int, int]:
+def staged_chunk(n_samples: int, n_classes: int) -> int:
+    """Samples per chunk of a staged snapshot, which is one shard."""
+    return min(n_samples, max(1, STAGED_CHUNK_BYTES // (n_classes * ITEMSIZE)))
+
+
+def sealed_layout(shape: tuple[int, int, int]) -> tuple[int, int]:
     """Samples per chunk and per shard of a sealed (n_snapshots, n_samples, n_classes) array.
 
     A chunk holds all snapshots of a block of samples, a shard a whole number of chunks.
     """
     n_snapshots, n_samples, n_classes = shape
-    sample_bytes = n_snapshots * n_classes * itemsize
+    sample_bytes = n_snapshots * n_classes * ITEMSIZE
     chunk = min(n_samples, max(1, CHUNK_BYTES // sample_bytes))
     in_shard = max(1, SHARD_BYTES // (chunk * sample_bytes))
     return chunk, chunk * min(in_shard, -(-n_samples // chunk))
+
+
+def blocks(n_samples: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` samples."""
+    for start in range(0, n_samples, size):
+        yield slice(start, min(start + size, n_samples))
 
 
 class SnapshotHashes:

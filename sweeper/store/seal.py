@@ -9,29 +9,42 @@ from typing import Any, Literal
 import numpy as np
 
 from sweeper.durable import crash_point
-from sweeper.errors import HoleError, StoreError
-from sweeper.store.local import LocalObjects
+from sweeper.errors import HoleError, MissingStoreError, StoreError
+from sweeper.store.arrays import (
+    REMEDY,
+    Layout,
+    StoredArray,
+    chunk_name,
+    create_array,
+    padded,
+    write_shard,
+)
+from sweeper.store.objects import Objects, metadata_key
 from sweeper.store.schema import (
     FORMAT,
+    ITEMSIZE,
+    Array,
     SnapshotHashes,
+    blocks,
     digest,
     sealed_key,
     sealed_layout,
     staging_key,
 )
-from sweeper.store.staging import StagedTrial, open_array, read_array
+from sweeper.store.staging import StagedTrial, claim
 from sweeper.store.targets import copy_targets
-from sweeper.store.writer import create_array
+
+BLOCK_BYTES = 128 << 20  # of predictions in memory while a trial is sealed or checked
 
 State = Literal["complete", "diverged"]
 
 
-def is_sealed(objects: LocalObjects, trial_id: str) -> bool:
+def is_sealed(objects: Objects, trial_id: str) -> bool:
     """Whether the trial is complete: whether its group has been published."""
-    return objects.exists(f"{sealed_key(trial_id)}/zarr.json")
+    return objects.exists(metadata_key(sealed_key(trial_id)))
 
 
-def seal(objects: LocalObjects, trial_id: str, state: State, attempt: int) -> str:
+def seal(objects: Objects, trial_id: str, state: State, attempt: int) -> str:
     """Publish a finished trial and remove what it staged.
 
     The sealed arrays are written under the attempt's number, read back and compared, and then
@@ -50,7 +63,8 @@ def seal(objects: LocalObjects, trial_id: str, state: State, attempt: int) -> st
 
     Raises
     ------
-    HoleError : a snapshot is absent. StoreError : a chunk is damaged, or did not survive copying.
+    HoleError : a snapshot is absent. StoreError : a chunk is damaged or did not survive copying,
+        or a newer attempt has taken over.
     """
     try:
         if not is_sealed(objects, trial_id):
@@ -62,17 +76,48 @@ def seal(objects: LocalObjects, trial_id: str, state: State, attempt: int) -> st
     return str(found["digest"])
 
 
-def _publish(objects: LocalObjects, trial_id: str, state: State, attempt: int) -> None:
+def seal_recorded(objects: Objects) -> tuple[int, int]:
+    """Seal every trial that is staged to its end; numbers of the sealed, and of the others staged.
+
+    Raises
+    ------
+    HoleError, StoreError : what a trial staged is damaged; those before it are sealed.
+    """
+    n_sealed = n_left = 0
+    for trial_id in objects.names("staging"):
+        try:
+            staged = StagedTrial(objects, trial_id)
+        except MissingStoreError:  # a crash before the first attempt was claimed
+            continue
+        if is_sealed(objects, trial_id):
+            remove_leftovers(objects, trial_id)
+        elif staged.n_recorded == staged.n_planned and not staged.holes:
+            # Another process may be about to seal it, too: each writes under a number of its own.
+            last = {**staged.header, "first_snapshot": staged.n_planned}
+            del last["checksum"]
+            seal(objects, trial_id, "complete", claim(objects, trial_id, last))
+            n_sealed += 1
+        else:
+            n_left += 1
+    return n_sealed, n_left
+
+
+def _publish(objects: Objects, trial_id: str, state: State, attempt: int) -> None:
     objects.delete(f"{sealed_key(trial_id)}/{attempt}")  # of a seal that was killed
-    attributes = _write(StagedTrial(objects, trial_id), state, attempt)
+    staged = StagedTrial(objects, trial_id)
+    if staged.newest > attempt:
+        found = f"attempt {staged.newest} has taken over from attempt {attempt}"
+        raise StoreError(f"trial {trial_id}", found, "the newest attempt seals a trial")
+    attributes = _write(staged, state, attempt)
     crash_point("seal-arrays")
     objects.create_group(sealed_key(trial_id), attributes)
     crash_point("seal-publish")
 
 
-def remove_leftovers(objects: LocalObjects, trial_id: str) -> dict[str, Any]:
+def remove_leftovers(objects: Objects, trial_id: str) -> dict[str, Any]:
     """Remove what a complete trial no longer needs; returns its attributes."""
     attributes = objects.attributes(sealed_key(trial_id)) or {}
+    objects.settle(metadata_key(sealed_key(trial_id)))  # a publisher may have died before it did
     for name in objects.names(sealed_key(trial_id)):
         if name not in (attributes["arrays"], "zarr.json"):
             objects.delete(f"{sealed_key(trial_id)}/{name}")
@@ -86,7 +131,7 @@ def _write(staged: StagedTrial, state: State, attempt: int) -> dict[str, Any]:
     n_snapshots = staged.n_recorded
     _check_whole(staged, state, n_snapshots)
     header = staged.header
-    moments = [staged.moment(i) for i in range(n_snapshots)]
+    moments = staged.moments()
     targets = copy_targets(staged, attempt)
     hashes = {
         split: _copy_split(staged, split, n_snapshots, attempt) for split in header["sample_sets"]
@@ -119,7 +164,7 @@ def _write(staged: StagedTrial, state: State, attempt: int) -> dict[str, Any]:
 
 
 def _check_whole(staged: StagedTrial, state: State, n_snapshots: int) -> None:
-    planned = len(staged.header["steps"])
+    planned = staged.n_planned
     if staged.holes:
         where = f"trial {staged.trial_id}, snapshot {staged.holes[0]}"
         raise HoleError(where, "absent although later ones are there", "no holes")
@@ -135,37 +180,45 @@ def _finite(value: float) -> float | None:
 
 def _copy_split(staged: StagedTrial, split: str, n_snapshots: int, attempt: int) -> list[str]:
     """Copy one split's predictions shard by shard; returns a hash per snapshot."""
-    first = staged.log_probs(0, split)
-    shape = (n_snapshots, *first.shape)
-    chunk, shard = sealed_layout((shape[0], shape[1], shape[2]), first.itemsize)
+    n_samples, n_classes = staged.shape(split)
+    shape = n_snapshots, n_samples, n_classes
+    chunk, shard = sealed_layout(shape)
+    layout = Layout("<f2", shape, (n_snapshots, chunk, n_classes), (n_snapshots, shard, n_classes))
     key = f"{sealed_key(staged.trial_id)}/{attempt}/{split}/log_probs"
-    sealed = create_array(
-        staged.objects,
-        key,
-        shape,
-        (n_snapshots, chunk, shape[2]),
-        "<f2",
-        shards=(n_snapshots, shard, shape[2]),
-    )
+    create_array(staged.objects, key, layout)
     hashes = SnapshotHashes(n_snapshots)
-    for samples in blocks(shape[1], shard):
-        rows = [staged.log_probs(i, split)[samples] for i in range(n_snapshots)]
-        block = np.stack(rows)
-        sealed[:, samples] = block
-        hashes.update(block)
+    for number, samples in enumerate(blocks(n_samples, shard)):
+        chunks = _chunks(staged, split, samples, layout, hashes)
+        write_shard(staged.objects, f"{key}/{chunk_name(0, number, 0)}", chunks, layout.n_chunks)
     expected = hashes.hexdigests()
     if sealed_hashes(staged.objects, staged.trial_id, key) != expected:
         raise StoreError(f"trial {staged.trial_id}", f"`{key}` reads back other than was written")
     return expected
 
 
-def blocks(n_samples: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most `size` samples."""
-    for start in range(0, n_samples, size):
-        yield slice(start, min(start + size, n_samples))
+def _chunks(
+    staged: StagedTrial, split: str, samples: slice, layout: Layout, hashes: SnapshotHashes
+) -> Iterator[Array]:
+    """The chunks of one shard, made while they are written, a block in memory at a time."""
+    for block in _blocks_in_memory(samples, layout):
+        indices = np.arange(block.start, block.stop)
+        values = np.empty((layout.shape[0], len(indices), layout.shape[2]), np.float16)
+        for i in range(len(values)):
+            values[i] = staged.log_probs(i, split, indices)
+        hashes.update(values)
+        for part in blocks(len(indices), layout.chunk[1]):
+            yield padded(values[:, part], layout.chunk)
 
 
-def sealed_hashes(objects: LocalObjects, trial_id: str, key: str) -> list[str]:
+def _blocks_in_memory(samples: slice, layout: Layout) -> Iterator[slice]:
+    """Consecutive runs of these samples, of whole chunks, that fit into `BLOCK_BYTES`."""
+    chunk = layout.chunk[1]
+    chunk_bytes = math.prod(layout.chunk) * ITEMSIZE
+    for block in blocks(samples.stop - samples.start, chunk * max(1, BLOCK_BYTES // chunk_bytes)):
+        yield slice(samples.start + block.start, samples.start + block.stop)
+
+
+def sealed_hashes(objects: Objects, trial_id: str, key: str) -> list[str]:
     """The hash of every snapshot of a sealed array, read from disk.
 
     Raises
@@ -173,11 +226,14 @@ def sealed_hashes(objects: LocalObjects, trial_id: str, key: str) -> list[str]:
     HoleError : a shard is absent. StoreError : a chunk is damaged.
     """
     where = f"trial {trial_id}"
-    array = open_array(objects, key, where)
-    hashes = SnapshotHashes(array.shape[0])
-    for samples in blocks(array.shape[1], (array.shards or array.chunks)[1]):
-        block = read_array(array, (slice(None), samples), where, f"`{key}`")
-        if np.isnan(block).any():  # the fill value: nothing that is stored is NaN
-            raise HoleError(where, f"`{key}` lacks samples {samples.start} to {samples.stop - 1}")
+    array = StoredArray(objects, key, where)
+    n_snapshots, n_samples, n_classes = array.layout.shape
+    hashes = SnapshotHashes(n_snapshots)
+    for samples in _blocks_in_memory(slice(0, n_samples), array.layout):
+        indices = np.arange(samples.start, samples.stop)
+        block = np.empty((n_snapshots, len(indices), n_classes), np.float16)
+        if array.read(0, slice(None), indices, block, where):
+            found = f"`{key}` lacks samples between {samples.start} and {samples.stop - 1}"
+            raise HoleError(where, found, hint=REMEDY)
         hashes.update(block)
     return hashes.hexdigests()

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.codecs import BytesCodec
 
 from sweeper.errors import HoleError, MissingStoreError, StoreError
-from sweeper.store.local import LocalObjects
-from sweeper.store.schema import DTYPES, Array, chunk_name, codecs, staging_key
-from sweeper.store.writer import MOMENT_COLUMNS, attempts
+from sweeper.store.arrays import REMEDY, StoredArray, chunk_name
+from sweeper.store.moments import Moment, from_record, record_size
+from sweeper.store.objects import Objects
+from sweeper.store.schema import Array, staging_key
+
+_REQUESTS_AT_ONCE = 8
+
+
+def attempts(objects: Objects, trial_id: str) -> list[int]:
+    """The numbers of the staged attempts of a trial, ascending."""
+    names = objects.names(staging_key(trial_id))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def claim(objects: Objects, trial_id: str, attributes: Mapping[str, Any]) -> int:
+    """Take the next free attempt number by creating its group exclusively; returns the number."""
+    number = max(attempts(objects, trial_id), default=0) + 1
+    # No two processes' claims are the same bytes, so that each knows its own (`Objects.create`).
+    own = {**attributes, "claim": uuid.uuid4().hex}
+    while not objects.create_group(staging_key(trial_id, number), {**own, "attempt": number}):
+        number += 1
+    return number
 
 
 def owner_of(snapshot: int, claims: Sequence[tuple[int, int]]) -> int | None:
@@ -24,6 +44,84 @@ def owner_of(snapshot: int, claims: Sequence[tuple[int, int]]) -> int | None:
     return max((attempt for attempt, first in claims if first <= snapshot), default=None)
 
 
+class StagedAttempt:
+    """A reader of what one attempt has staged, as of the moment it is made.
+
+    Raises
+    ------
+    MissingStoreError : the attempt is not claimed.
+    """
+
+    def __init__(self, objects: Objects, trial_id: str, number: int) -> None:
+        self.objects, self.trial_id, self.number = objects, trial_id, number
+        self.key = staging_key(trial_id, number)
+        header = objects.attributes(self.key)
+        if header is None:
+            raise MissingStoreError(f"trial {trial_id}", f"attempt {number} is not claimed")
+        self.header = header
+        self.present = self._present()
+        self._arrays: dict[str, StoredArray] = {}
+        self._lock = threading.Lock()
+
+    def _present(self) -> set[int]:
+        """The snapshots it has committed: those whose test-set object is there."""
+        names = self.objects.names(f"{self.key}/test/log_probs")
+        indices = (name.split(".")[1] for name in names if name.startswith("c."))
+        return {int(i) for i in indices if i.isdigit() and chunk_name(int(i), 0, 0) in names}
+
+    def shape(self, split: str, snapshot: int) -> tuple[int, ...]:
+        """(n_samples, n_classes) of a split's predictions."""
+        return self._array(split, snapshot).layout.shape[1:]
+
+    def log_probs(
+        self, snapshot: int, split: str, samples: Array | None = None, dtype: str = "<f2"
+    ) -> Array:
+        """A snapshot's predictions, (n_samples, n_classes): stored float16, or float32 normalised.
+
+        Raises
+        ------
+        HoleError : it is absent. StoreError : it is damaged.
+        """
+        array = self._array(split, snapshot)
+        if samples is None:
+            samples = np.arange(array.layout.shape[1])
+        out: Array = np.empty((len(samples), array.layout.shape[2]), dtype)
+        where = self._where(snapshot)
+        if array.read(snapshot, slice(None), samples, out[None], where):
+            found = f"{split}/log_probs of attempt {self.number} is absent"
+            raise HoleError(where, found, hint=REMEDY)
+        return out
+
+    def moment(self, snapshot: int) -> Moment:
+        """A snapshot's step, epoch, time and metrics.
+
+        Raises
+        ------
+        HoleError : it is absent. StoreError : it is damaged.
+        """
+        where, metrics = self._where(snapshot), self.header["metrics"]
+        key = f"{self.key}/test/log_probs/{chunk_name(snapshot, 0, 0)}"
+        try:
+            (data,) = self.objects.read_ranges(key, [(0, record_size(metrics))])
+            return from_record(data, metrics)
+        except FileNotFoundError as error:
+            found = f"test/log_probs of attempt {self.number} is absent"
+            raise HoleError(where, found, hint=REMEDY) from error
+        except ValueError as error:
+            allowed = "bytes that match their checksum"
+            raise StoreError(where, f"its record is damaged ({error})", allowed, REMEDY) from error
+
+    def _array(self, split: str, snapshot: int) -> StoredArray:
+        with self._lock:
+            if split not in self._arrays:
+                key = f"{self.key}/{split}/log_probs"
+                self._arrays[split] = StoredArray(self.objects, key, self._where(snapshot))
+            return self._arrays[split]
+
+    def _where(self, snapshot: int) -> str:
+        return f"trial {self.trial_id}, snapshot {snapshot}"
+
+
 class StagedTrial:
     """A reader of one trial's staged snapshots, as of the moment it is made.
 
@@ -32,28 +130,32 @@ class StagedTrial:
     MissingStoreError : nothing of this trial is staged.
     """
 
-    def __init__(self, objects: LocalObjects, trial_id: str) -> None:
+    def __init__(self, objects: Objects, trial_id: str) -> None:
         self.objects, self.trial_id = objects, trial_id
-        found = [
-            (number, objects.attributes(staging_key(trial_id, number)))
-            for number in attempts(objects, trial_id)
-        ]
-        self.headers = {number: header for number, header in found if header is not None}
-        if not self.headers:
+        self.attempts: dict[int, StagedAttempt] = {}
+        for number in attempts(objects, trial_id):
+            try:
+                self.attempts[number] = StagedAttempt(objects, trial_id, number)
+            except MissingStoreError:  # its folder comes a moment before its claim
+                continue
+        if not self.attempts:
             raise MissingStoreError(f"trial {trial_id}", "nothing is stored of it")
         check_name(trial_id, self.header)
-        self._present = {number: self._indices(number) for number in self.headers}
-        self._arrays: dict[str, zarr.Array[Any]] = {}
+
+    @property
+    def headers(self) -> dict[int, dict[str, Any]]:
+        """The attributes of every attempt."""
+        return {number: attempt.header for number, attempt in self.attempts.items()}
+
+    @property
+    def newest(self) -> int:
+        """The number of the newest attempt."""
+        return max(self.attempts)
 
     @property
     def header(self) -> dict[str, Any]:
         """The attributes of the newest attempt."""
-        return self.headers[max(self.headers)]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of what a moment says: step, epoch, time and the metrics."""
-        return (*MOMENT_COLUMNS, *self.header["metrics"])
+        return self.attempts[self.newest].header
 
     @property
     def claims(self) -> list[tuple[int, int]]:
@@ -61,9 +163,14 @@ class StagedTrial:
         return [(number, int(found["first_snapshot"])) for number, found in self.headers.items()]
 
     @property
+    def n_planned(self) -> int:
+        """Snapshots of the whole trial."""
+        return len(self.header["steps"])
+
+    @property
     def n_recorded(self) -> int:
         """One more than the highest snapshot that is there."""
-        present = [i for i in range(len(self.header["steps"])) if self.is_present(i)]
+        present = [i for i in range(self.n_planned) if self.is_present(i)]
         return max(present, default=-1) + 1
 
     @property
@@ -74,75 +181,33 @@ class StagedTrial:
     def is_present(self, snapshot: int) -> bool:
         """Whether the owner of this snapshot has committed it."""
         owner = owner_of(snapshot, self.claims)
-        return owner is not None and snapshot in self._present[owner]
+        return owner is not None and snapshot in self.attempts[owner].present
 
-    def _indices(self, attempt: int) -> set[int]:
-        """The snapshots this attempt has committed: those whose test-set chunk is there."""
-        names = self.objects.names(f"{staging_key(self.trial_id, attempt)}/test/log_probs")
-        indices = (name.split(".")[1] for name in names if name.startswith("c."))
-        return {int(i) for i in indices if i.isdigit() and chunk_name(int(i), 3) in names}
+    def log_probs(
+        self, snapshot: int, split: str, samples: Array | None = None, dtype: str = "<f2"
+    ) -> Array:
+        """A snapshot's predictions, from its owner (see `StagedAttempt.log_probs`)."""
+        return self._owner(snapshot).log_probs(snapshot, split, samples, dtype)
 
-    def log_probs(self, snapshot: int, split: str) -> Array:
-        """One snapshot's stored predictions, (n_samples, n_classes) float16.
+    def shape(self, split: str, snapshot: int = 0) -> tuple[int, ...]:
+        """(n_samples, n_classes) of a split's predictions, as a snapshot's owner has them."""
+        return self._owner(snapshot).shape(split, snapshot)
 
-        Raises
-        ------
-        HoleError : it is absent. StoreError : its chunk is damaged.
-        """
-        return self._read(snapshot, f"{split}/log_probs")
+    def moment(self, snapshot: int) -> Moment:
+        """A snapshot's step, epoch, time and metrics, from its owner."""
+        return self._owner(snapshot).moment(snapshot)
 
-    def moment(self, snapshot: int) -> dict[str, float]:
-        """One snapshot's step, epoch, time and metrics."""
-        values = self._read(snapshot, "moments")
-        return dict(zip(self.columns, values.tolist(), strict=True))
+    def moments(self) -> list[Moment]:
+        """Those of all recorded snapshots."""
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(self.moment, range(self.n_recorded)))
 
-    def _read(self, snapshot: int, name: str) -> Array:
-        attempt = owner_of(snapshot, self.claims)
-        where = f"trial {self.trial_id}, snapshot {snapshot}"
-        if attempt is None:
+    def _owner(self, snapshot: int) -> StagedAttempt:
+        number = owner_of(snapshot, self.claims)
+        if number is None:
+            where = f"trial {self.trial_id}, snapshot {snapshot}"
             raise HoleError(where, "the attempt that recorded it is absent", hint=REMEDY)
-        key = f"{staging_key(self.trial_id, attempt)}/{name}"
-        array = self._arrays.get(key) or open_array(self.objects, key, where)
-        self._arrays[key] = array
-        if not self.objects.exists(f"{key}/{chunk_name(snapshot, array.ndim)}"):
-            raise HoleError(where, f"{name} of attempt {attempt} is absent", hint=REMEDY)
-        return read_array(array, snapshot, where, name)
-
-
-REMEDY = "`sweeper verify DIR` lists all damage"
-
-
-def open_array(objects: LocalObjects, key: str, where: str) -> zarr.Array[Any]:
-    """Open an array for reading; `where` names trial and snapshot for the error.
-
-    Raises
-    ------
-    HoleError : it is absent. StoreError : its metadata is damaged or not of this format.
-    """
-    try:
-        array = zarr.open_array(objects.array_store(key, read_only=True), mode="r")
-    except FileNotFoundError as error:
-        raise HoleError(where, f"array `{key}` is absent", hint=REMEDY) from error
-    except Exception as error:  # zarr raises ValueError, KeyError and its own on bad metadata
-        found = f"metadata of `{key}` is unreadable ({error})"
-        raise StoreError(where, found, hint=REMEDY) from error
-    if not _is_of_format(array, key.rpartition("/")[2]):
-        raise StoreError(where, f"metadata of `{key}` differs from the format", hint=REMEDY)
-    return array
-
-
-def _is_of_format(array: zarr.Array[Any], name: str) -> bool:
-    """Whether an array has the type and the codecs with which it was written.
-
-    Altered metadata of arrays have no checksum; another byte order would decode to other values.
-    """
-    metadata: Any = array.metadata.to_dict()
-    chain = metadata["codecs"]
-    if chain[0]["name"] == "sharding_indexed":
-        chain = chain[0]["configuration"]["codecs"]
-    compressors = codecs(array.dtype.itemsize)
-    expected = [BytesCodec().to_dict(), *(codec.to_dict() for codec in compressors)]
-    return array.dtype.str == DTYPES[name] and list(chain) == expected
+        return self.attempts[number]
 
 
 def check_name(trial_id: str, found: dict[str, Any]) -> None:
@@ -155,15 +220,3 @@ def check_name(trial_id: str, found: dict[str, Any]) -> None:
     if found["trial"] != trial_id:
         where, text = f"trial {trial_id}", f"its attributes are those of trial {found['trial']}"
         raise StoreError(where, text, "a folder named as its trial", REMEDY)
-
-
-def read_array(array: zarr.Array[Any], selection: Any, where: str, name: str) -> Array:
-    """Read part of an array; a damaged chunk is an error that names it."""
-    try:
-        return np.asarray(array.oindex[selection])
-    except OSError:
-        raise
-    except Exception as error:  # codecs raise ValueError, RuntimeError, … on damaged bytes
-        raise StoreError(
-            where, f"{name} is damaged ({error})", "bytes that match their checksum", REMEDY
-        ) from error

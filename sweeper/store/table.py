@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from sweeper.store.moments import MOMENT_COLUMNS
+from sweeper.store.moments import columns as names_of
 from sweeper.store.staging import StagedTrial
-from sweeper.store.writer import MOMENT_COLUMNS
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One trial in the table of trials; made of JSON values, as the index keeps it.
+
+    `config` is as it was stored, of schema version `schema`; `attempt` is the newest; `metrics`
+    are those of the last snapshot.
+    """
+
+    trial_id: str
+    schema: int
+    config: Mapping[str, Any]
+    state: str
+    n_snapshots: int
+    digest: str | None
+    attempt: int
+    metrics: Mapping[str, float | None]
 
 
 def sealed_moments(found: dict[str, Any]) -> dict[str, list[Any]]:
@@ -16,35 +37,52 @@ def sealed_moments(found: dict[str, Any]) -> dict[str, list[Any]]:
 
 def staged_moments(staged: StagedTrial) -> dict[str, list[Any]]:
     """The same columns of an unfinished trial."""
-    rows = [staged.moment(i) for i in range(staged.n_recorded)]
-    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in staged.columns}
+    rows, names = staged.moments(), names_of(staged.header["metrics"])
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in names}
     return {**columns, "step": [int(step) for step in columns["step"]]}
 
 
-def sealed_row(found: dict[str, Any]) -> dict[str, Any]:
-    """A sealed trial's row of the table of trials."""
-    return _row(found, sealed_moments(found), state=found["state"], digest=found["digest"])
+def sealed_summary(found: dict[str, Any]) -> Summary:
+    """A sealed trial's."""
+    attempt = int(found["attempts"][-1]["attempt"])
+    return _summary(found, sealed_moments(found), found["state"], found["digest"], attempt)
 
 
-def staged_row(staged: StagedTrial) -> dict[str, Any]:
-    """An unfinished trial's row of the table of trials."""
-    return _row(staged.header, staged_moments(staged), state="incomplete", digest=None)
+def staged_summary(staged: StagedTrial) -> Summary:
+    """An unfinished trial's."""
+    return _summary(staged.header, staged_moments(staged), "incomplete", None, staged.newest)
 
 
-def _row(
-    header: dict[str, Any], moments: dict[str, list[Any]], state: str, digest: str | None
-) -> dict[str, Any]:
-    config = {key: _hashable(value) for key, value in header["config"].items()}
-    last = {name: values[-1] for name, values in moments.items() if values}
+def _summary(
+    header: dict[str, Any],
+    moments: dict[str, list[Any]],
+    state: str,
+    digest: str | None,
+    attempt: int,
+) -> Summary:
+    return Summary(
+        trial_id=header["trial"],
+        schema=int(header["schema"]),
+        config=header["config"],
+        state=state,
+        n_snapshots=len(moments["step"]),
+        digest=digest,
+        attempt=attempt,
+        metrics={
+            name: values[-1]
+            for name, values in moments.items()
+            if values and name not in MOMENT_COLUMNS
+        },
+    )
+
+
+def row_of(summary: Summary) -> dict[str, Any]:
+    """A trial's row of the table of trials."""
     return {
-        "trial_id": header["trial"],
-        **config,
-        "state": state,
-        "n_snapshots": len(moments["step"]),
-        "digest": digest,
-        **{name: value for name, value in last.items() if name not in MOMENT_COLUMNS},
+        "trial_id": summary.trial_id,
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in summary.config.items()},
+        "state": summary.state,
+        "n_snapshots": summary.n_snapshots,
+        "digest": summary.digest,
+        **summary.metrics,
     }
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweeper.errors import StoreError
-from sweeper.store.local import LocalObjects
+from sweeper.store.arrays import REMEDY, StoredArray, write_whole
+from sweeper.store.objects import Objects
 from sweeper.store.schema import Array, sealed_key, staging_key, target_hash
-from sweeper.store.staging import REMEDY, StagedTrial, open_array, owner_of, read_array
-from sweeper.store.writer import write_whole
+from sweeper.store.staging import StagedTrial, owner_of
 
 REFERENCE = (
     "targets",
@@ -17,9 +17,7 @@ REFERENCE = (
 )  # the attributes that a trial with targets has, beside `arrays`
 
 
-def read_targets(
-    objects: LocalObjects, folder: str, attributes: Mapping[str, Any], phase: str
-) -> Array:
+def read_targets(objects: Objects, folder: str, attributes: Mapping[str, Any], phase: str) -> Array:
     """The labels that a phase was given, (n_train,) int64, checked against their hash.
 
     Parameters
@@ -32,9 +30,8 @@ def read_targets(
     HoleError : they are absent. StoreError : they are damaged, or hash to something else.
     """
     where, name = f"trial {attributes['trial']}", f"{phase}/targets"
-    array = open_array(objects, f"{folder}/{attributes['arrays']}/{name}", where)
-    found = read_array(array, slice(None), where, name)
-    if target_hash(found) != attributes["targets"][phase]:  # an absent chunk reads as zeros
+    found = StoredArray(objects, f"{folder}/{attributes['arrays']}/{name}", where).whole(where)
+    if target_hash(found) != attributes["targets"][phase]:
         raise StoreError(where, f"{name} differ from their hash", "what was trained on", REMEDY)
     return found
 

@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from sweeper.config import content_id
 from sweeper.durable import PARTIAL
-from sweeper.errors import MissingStoreError, SweeperError
-from sweeper.store.local import LocalObjects
+from sweeper.errors import MissingStoreError, StoreError, SweeperError
+from sweeper.store.arrays import StoredArray
+from sweeper.store.objects import Objects, metadata_key
 from sweeper.store.reader import Store
 from sweeper.store.samples import read_sample_set
 from sweeper.store.schema import digest, samples_key, sealed_key, staging_key
 from sweeper.store.seal import is_sealed, sealed_hashes
-from sweeper.store.staging import StagedTrial, open_array
+from sweeper.store.staging import StagedTrial, attempts
 from sweeper.store.targets import read_targets, staged_reference
-from sweeper.store.writer import attempts
+from sweeper.store.writer import check_predictions
 
 Problems = Iterator[tuple[int | None, str]]
-Shapes = dict[str, tuple[int, int] | None]  # (n_samples, n_classes); None where damaged
 
-_RERUN = "remove `{path}` and launch again: only this trial is run"
+
+@dataclass
+class _Samples:
+    """The sets of samples that there are: (n_samples, n_classes) of each, None where damaged.
+
+    `absent` are those that a trial names and that are not there, with one such trial.
+    """
+
+    shapes: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def check(self, key: str, trial_id: str, found: tuple[int, ...]) -> str | None:
+        """What is wrong with predictions of this shape that are said to be of the set `key`."""
+        if key not in self.shapes:
+            self.absent.setdefault(key, trial_id)
+            return None  # no fault of the trial's
+        expected = self.shapes[key]
+        if expected in (None, found):
+            return None
+        return f"predictions have shape {found} instead of {expected}"
+
+
+_REWRITE = "`sweeper verify DIR --repair` writes it anew from the data"
+_RERUN = "`sweeper verify DIR --repair`, and launch again: only this trial is run"
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong: where, which snapshot if one can be named, what, and the cure."""
+    """One thing that is wrong: where, which snapshot if one can be named, what, and the cure.
+
+    `key` is the trial's id or the sample set's hash.
+    """
 
     where: str
     snapshot: int | None
     found: str
     remedy: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -46,52 +73,69 @@ class Report:
     orphans: tuple[str, ...]
 
 
-def verify(store: Store) -> Report:
+def verify(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
     """Read everything that the store holds and check it against what it says of itself.
 
     Every snapshot's checksum, holes, shapes, attributes, the id against the configuration, the
     sample sets and targets against their hash and the digest against the data. Changes nothing.
+
+    Parameters
+    ----------
+    progress : called with the number of trials that are checked and of all.
     """
-    objects = LocalObjects(store.path)
-    shapes, damages = _check_samples(objects)
+    objects = store.objects
+    samples, damages = _check_samples(objects)
     n_trials, n_snapshots = 0, 0
-    for trial_id in sorted({*objects.names("trials"), *objects.names("staging")}):
-        sealed = is_sealed(objects, trial_id)
-        count, found = _check_trial(objects, trial_id, shapes)
-        if found and not sealed and is_sealed(objects, trial_id):  # while it was being read
-            count, found = _check_trial(objects, trial_id, shapes)
-        if count is None:
-            continue
-        n_trials, n_snapshots = n_trials + 1, n_snapshots + count
-        damages += found
+    trial_ids = sorted({*objects.names("trials"), *objects.names("staging")})
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        checks = pool.map(
+            lambda trial_id: _check_trial_twice(objects, trial_id, samples), trial_ids
+        )
+        for done, (count, found) in enumerate(checks, start=1):
+            progress(done, len(trial_ids))
+            if count is not None:
+                n_trials, n_snapshots = n_trials + 1, n_snapshots + count
+                damages += found
+    damages += [_absent_set(key, trial_id) for key, trial_id in sorted(samples.absent.items())]
     return Report(n_trials, n_snapshots, tuple(damages), tuple(_orphans(objects)))
 
 
+def _check_trial_twice(
+    objects: Objects, trial_id: str, samples: _Samples
+) -> tuple[int | None, list[Damage]]:
+    """Check a trial; once more if what looked like damage was its being sealed meanwhile."""
+    sealed = is_sealed(objects, trial_id)
+    count, found = _check_trial(objects, trial_id, samples)
+    if found and not sealed and is_sealed(objects, trial_id):
+        return _check_trial(objects, trial_id, samples)
+    return count, found
+
+
 def _check_trial(
-    objects: LocalObjects, trial_id: str, shapes: Shapes
+    objects: Objects, trial_id: str, samples: _Samples
 ) -> tuple[int | None, list[Damage]]:
     """The number of snapshots, None when nothing is stored; and what is wrong with them."""
-    sealed = is_sealed(objects, trial_id)
-    staged_only = not sealed and bool(objects.names(staging_key(trial_id)))
-    key = staging_key(trial_id) if staged_only else sealed_key(trial_id)
-    remedy = _RERUN.format(path=objects.root / key)
+
+    def damage(snapshot: int | None, text: str) -> Damage:
+        return Damage(f"trial {trial_id}", snapshot, text, _RERUN, trial_id)
+
     try:
-        if sealed:
-            count, problems = _check_sealed(objects, trial_id, shapes)
+        if is_sealed(objects, trial_id):
+            count, problems = _check_sealed(objects, trial_id, samples)
         else:
             staged = StagedTrial(objects, trial_id)
-            count, problems = staged.n_recorded, list(_check_staged(objects, staged, shapes))
+            count, problems = staged.n_recorded, list(_check_staged(objects, staged, samples))
     except MissingStoreError:
         problems = list(_check_unclaimed(objects, trial_id))
         if not problems:
             return None, []  # a crash before the first attempt was claimed
         count = 0
-    except (SweeperError, KeyError, TypeError, ValueError) as error:
-        return 0, [Damage(f"trial {trial_id}", None, _text(error), remedy)]
-    return count, [Damage(f"trial {trial_id}", index, text, remedy) for index, text in problems]
+    except (SweeperError, KeyError, TypeError, ValueError, IndexError) as error:
+        return 0, [damage(None, _text(error))]
+    return count, [damage(index, text) for index, text in problems]
 
 
-def _check_unclaimed(objects: LocalObjects, trial_id: str) -> Problems:
+def _check_unclaimed(objects: Objects, trial_id: str) -> Problems:
     """Arrays without the metadata that are written before they are removed."""
     if _members(objects, sealed_key(trial_id)):
         yield None, "sealed arrays are there, but neither their metadata nor staged snapshots"
@@ -100,7 +144,7 @@ def _check_unclaimed(objects: LocalObjects, trial_id: str) -> Problems:
             yield None, f"attempt {number} staged snapshots, but its metadata are absent"
 
 
-def _members(objects: LocalObjects, key: str) -> list[str]:
+def _members(objects: Objects, key: str) -> list[str]:
     return [name for name in objects.names(key) if not name.endswith(PARTIAL)]
 
 
@@ -111,7 +155,7 @@ def _text(error: Exception) -> str:
 
 
 def _check_sealed(
-    objects: LocalObjects, trial_id: str, shapes: Shapes
+    objects: Objects, trial_id: str, samples: _Samples
 ) -> tuple[int, list[tuple[int | None, str]]]:
     found = objects.attributes(sealed_key(trial_id)) or {}
     problems = list(_check_identity(found, trial_id))
@@ -124,8 +168,9 @@ def _check_sealed(
     for split, key in found["sample_sets"].items():
         name = f"{sealed_key(trial_id)}/{found['arrays']}/{split}/log_probs"
         try:
-            shape = open_array(objects, name, f"trial {trial_id}").shape
-            problems += [(None, text) for text in _check_shape(shapes, key, shape[1:])]
+            shape = StoredArray(objects, name, f"trial {trial_id}").layout.shape
+            if wrong := samples.check(key, trial_id, shape[1:]):
+                problems.append((None, wrong))
             hashes[split] = sealed_hashes(objects, trial_id, name)
         except SweeperError as error:
             problems.append((None, error.found))
@@ -138,22 +183,22 @@ def _check_sealed(
         computed = digest(hashes, found["steps"], found["epochs"], found["metrics"])
         if computed != found["digest"]:
             problems.append((None, "predictions, steps, epochs or metrics differ from the digest"))
-    problems += _check_targets(objects, sealed_key(trial_id), found, shapes)
+    problems += _check_targets(objects, sealed_key(trial_id), found, samples)
     return int(found["n_snapshots"]), problems
 
 
-def _check_staged(objects: LocalObjects, staged: StagedTrial, shapes: Shapes) -> Problems:
+def _check_staged(objects: Objects, staged: StagedTrial, samples: _Samples) -> Problems:
     for number, header in staged.headers.items():
         yield from _check_identity(header, staged.trial_id)
         if header["attempt"] != number:
             yield None, f"the attributes of attempt {number} are those of another"
-        yield from _check_targets(objects, staging_key(staged.trial_id), header, shapes)
+        yield from _check_targets(objects, staging_key(staged.trial_id), header, samples)
     for number in set(attempts(objects, staged.trial_id)) - staged.headers.keys():
         if _members(objects, staging_key(staged.trial_id, number)):
             yield None, f"attempt {number} staged snapshots, but its metadata are absent"
     for snapshot in range(staged.n_recorded):
         try:
-            yield from _check_snapshot(staged, snapshot, shapes)
+            yield from _check_snapshot(staged, snapshot, samples)
         except SweeperError as error:
             yield snapshot, error.found
     try:
@@ -163,7 +208,7 @@ def _check_staged(objects: LocalObjects, staged: StagedTrial, shapes: Shapes) ->
 
 
 def _check_targets(
-    objects: LocalObjects, folder: str, header: dict[str, Any], shapes: Shapes
+    objects: Objects, folder: str, header: dict[str, Any], samples: _Samples
 ) -> Problems:
     """The labels that were not the clean ones, of a sealed trial or of an attempt."""
     for phase in header.get("targets", ()):
@@ -172,14 +217,14 @@ def _check_targets(
         except SweeperError as error:
             yield None, error.found
             continue
-        key = header["target_set"]
-        if key not in shapes:
-            yield None, f"its sample set {key} is absent"
-        elif (shape := shapes[key]) is not None and shape[0] != n_targets:
+        shape = samples.shapes.get(header["target_set"])
+        if shape is not None and shape[0] != n_targets:
             yield None, f"{n_targets} {phase}/targets instead of {shape[0]}"
+        elif header["target_set"] not in samples.shapes:
+            samples.absent.setdefault(header["target_set"], header["trial"])
 
 
-def _check_snapshot(staged: StagedTrial, snapshot: int, shapes: Shapes) -> Problems:
+def _check_snapshot(staged: StagedTrial, snapshot: int, samples: _Samples) -> Problems:
     if not staged.is_present(snapshot):
         yield snapshot, "absent although later snapshots are there"
         return
@@ -188,9 +233,12 @@ def _check_snapshot(staged: StagedTrial, snapshot: int, shapes: Shapes) -> Probl
         yield snapshot, f"recorded at step {step:.0f}, planned for another"
     for split, key in staged.header["sample_sets"].items():
         values = staged.log_probs(snapshot, split)
-        yield from ((snapshot, text) for text in _check_shape(shapes, key, values.shape))
-        if not np.isfinite(values).all():
-            yield snapshot, f"{split} predictions are not finite"
+        if wrong := samples.check(key, staged.trial_id, values.shape):
+            yield snapshot, wrong
+        try:
+            check_predictions("", split, values, values.shape)
+        except StoreError as error:
+            yield snapshot, error.found
 
 
 def _check_identity(found: dict[str, Any], trial_id: str) -> Problems:
@@ -204,34 +252,30 @@ def _check_identity(found: dict[str, Any], trial_id: str) -> Problems:
         yield None, f"its configuration contradicts its identity in {', '.join(differing)}"
 
 
-def _check_samples(objects: LocalObjects) -> tuple[Shapes, list[Damage]]:
+def _check_samples(objects: Objects) -> tuple[_Samples, list[Damage]]:
     """The shape of a snapshot of each set of samples, and what is wrong with the sets."""
-    shapes: Shapes = {}
-    damages = []
+    samples, damages = _Samples(), []
     for key in objects.names("samples"):
         try:
-            if objects.exists(f"{samples_key(key)}/zarr.json"):  # else a crash left it, unpublished
+            if objects.exists(metadata_key(samples_key(key))):  # else a crash left it, unpublished
                 found = read_sample_set(objects, key)
-                shapes[key] = len(found.labels), len(found.class_names)
+                samples.shapes[key] = len(found.labels), len(found.class_names)
         except (SweeperError, KeyError, TypeError) as error:
-            shapes[key] = None
-            remedy = "restore this folder from a copy of the store"
-            damages.append(Damage(f"sample set {key}", None, _text(error), remedy))
-    return shapes, damages
+            samples.shapes[key] = None
+            damages.append(Damage(f"sample set {key}", None, _text(error), _REWRITE, key))
+    return samples, damages
 
 
-def _check_shape(shapes: Shapes, key: str, found: tuple[int, ...]) -> Iterator[str]:
-    """Whether predictions have the shape that their set of samples demands."""
-    if key not in shapes:
-        yield f"its sample set {key} is absent"
-    elif shapes[key] not in (None, found):
-        yield f"predictions have shape {found} instead of {shapes[key]}"
+def _absent_set(key: str, trial_id: str) -> Damage:
+    found = f"absent, but the predictions of trial {trial_id} are of it"
+    return Damage(f"sample set {key}", None, found, _REWRITE, key)
 
 
-def _orphans(objects: LocalObjects) -> Iterator[str]:
+def _orphans(objects: Objects) -> Iterator[str]:
     """What crashes leave behind: temporary files, and staging or seals that were superseded."""
-    for path in sorted(objects.root.rglob(f"*{PARTIAL}")):
-        yield str(path.relative_to(objects.root))
+    for entry in objects.walk(""):
+        if entry.key.endswith(PARTIAL):
+            yield entry.key
     for trial_id in objects.names("staging"):
         if is_sealed(objects, trial_id):
             yield staging_key(trial_id)
@@ -242,7 +286,7 @@ def _orphans(objects: LocalObjects) -> Iterator[str]:
             yield sealed_key(trial_id)
 
 
-def _unclaimed_targets(objects: LocalObjects, trial_id: str) -> list[str]:
+def _unclaimed_targets(objects: Objects, trial_id: str) -> list[str]:
     """Targets whose attempt was killed before it was claimed."""
     try:
         headers = [

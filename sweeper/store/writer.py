@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
-from sweeper.durable import PARTIAL, crash_point
-from sweeper.errors import FormatVersionError, MissingStoreError, StoreError
-from sweeper.store import schema
-from sweeper.store.local import LocalObjects
-from sweeper.store.schema import FORMAT, Array, SampleSet, codecs, samples_key, staging_key
+from sweeper.durable import crash_point
+from sweeper.errors import StoreError
+from sweeper.store.arrays import Layout, chunk_name, create_array, padded, write_shard, write_whole
+from sweeper.store.moments import to_record
+from sweeper.store.objects import Objects
+from sweeper.store.samples import write_sample_set
+from sweeper.store.schema import (
+    FORMAT,
+    Array,
+    SampleSet,
+    blocks,
+    staged_chunk,
+    staging_key,
+    target_hash,
+)
+from sweeper.store.staging import StagedAttempt, claim
 
-MOMENT_COLUMNS = ("step", "epoch", "time")  # then the metrics; time is Unix seconds
+_LOWEST_BITS = 0xFBFF  # of -65504, `LOG_PROB_MIN`; above are the bits of -inf and of NaN
+_INFINITY_BITS = 0x7C00  # of inf; above are those of NaN
+_SUMMED_AT_ONCE = 1 << 20  # values
+_SAMPLES_SUMMED = 500  # of each snapshot that is recorded
+ROW_SUM_TOLERANCE = 0.02  # float16 moves a row's sum by up to 0.004, over 100,000 classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,66 +57,7 @@ class TrialHeader:
     target_set: SampleSet | None = None
 
 
-def create_store(path: Path) -> LocalObjects:
-    """Open the store at `path` for writing, creating it if need be.
-
-    Raises
-    ------
-    FormatVersionError : it is of a newer format.
-    StoreError : the folder holds something else.
-    """
-    objects = LocalObjects(path)
-    # A crash, or another process that creates the store at this moment, leaves a partial file.
-    others = [name for name in objects.names("") if not name.endswith(PARTIAL)]
-    if others and not objects.exists("zarr.json"):
-        raise StoreError(str(path), "a folder that is not a store", "an empty or new folder")
-    objects.create_group("", {"sweeper_format": FORMAT})
-    check_format(objects)
-    return objects
-
-
-def check_format(objects: LocalObjects) -> None:
-    """Refuse what is not a store, or one of a newer format.
-
-    Raises
-    ------
-    MissingStoreError, FormatVersionError
-    """
-    found = (objects.attributes("") or {}).get("sweeper_format")
-    if found is None:
-        raise MissingStoreError(
-            str(objects.root),
-            "no prediction store here",
-            "a sweep directory or a store's folder",
-            "`sweeper launch GRID` makes one",
-        )
-    if not isinstance(found, int) or not 1 <= found <= FORMAT:
-        raise FormatVersionError(
-            str(objects.root),
-            f"store format `{found}`",
-            f"this sweeper reads formats 1 to {FORMAT}",
-            "install the version of sweeper that wrote it, or a newer one",
-        )
-
-
-def write_sample_set(objects: LocalObjects, samples: SampleSet) -> None:
-    """Write labels and ids once, under a name of this writer's, published by the group."""
-    key = samples_key(samples.hash)
-    if objects.exists(f"{key}/zarr.json"):
-        return
-    name = uuid.uuid4().hex[:8]
-    for part, values in (("labels", samples.labels), ("ids", samples.ids)):
-        write_whole(objects, f"{key}/{name}/{part}", values)
-    attributes = {
-        "arrays": name,
-        "split": samples.split,
-        "class_names": list(samples.class_names),
-    }
-    if not objects.create_group(key, attributes):
-        objects.delete(f"{key}/{name}")  # another writer published the same set first
-
-
-def write_targets(objects: LocalObjects, header: TrialHeader) -> dict[str, Any]:
+def write_targets(objects: Objects, header: TrialHeader) -> dict[str, Any]:
     """Write the labels that are not the clean ones; the attributes that refer to them.
 
     They go under a name of this writer's, which the claim of the attempt publishes: of a claimed
@@ -131,7 +85,7 @@ def write_targets(objects: LocalObjects, header: TrialHeader) -> dict[str, Any]:
     for phase, values in header.targets.items():
         write_whole(objects, f"{staging_key(header.trial_id)}/{name}/{phase}/targets", values)
         crash_point("targets")
-    hashes = {phase: schema.target_hash(values) for phase, values in header.targets.items()}
+    hashes = {phase: target_hash(values) for phase, values in header.targets.items()}
     return {"arrays": name, "targets": hashes, "target_set": samples.hash}
 
 
@@ -143,12 +97,6 @@ def _check_targets(where: str, phase: str, values: Array, samples: SampleSet) ->
     if ((values < 0) | (values >= n_classes)).any():
         found = f"{phase} targets from {values.min()} to {values.max()}"
         raise StoreError(where, found, f"labels from 0 to {n_classes - 1}")
-
-
-def attempts(objects: LocalObjects, trial_id: str) -> list[int]:
-    """The numbers of the staged attempts of a trial, ascending."""
-    names = objects.names(staging_key(trial_id))
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 class AttemptWriter:
@@ -163,19 +111,22 @@ class AttemptWriter:
     meanwhile; one call at a time, because the order of the snapshots is the caller's.
     """
 
-    def __init__(self, objects: LocalObjects, header: TrialHeader, first_snapshot: int) -> None:
+    def __init__(self, objects: Objects, header: TrialHeader, first_snapshot: int) -> None:
         self.objects, self.header, self.first_snapshot = objects, header, first_snapshot
         targets = write_targets(objects, header)
         for samples in header.sample_sets.values():
             write_sample_set(objects, samples)
         self.attempt = self._claim(targets)
-        self._arrays = self._create_arrays()
+        self._arrays = {
+            split: self._create_array(split, samples)
+            for split, samples in header.sample_sets.items()
+        }
+        self._appended: set[int] = set()
         crash_point("claim")
 
     def _claim(self, targets: Mapping[str, Any]) -> int:
-        """Take the next free attempt number by creating its group, which publishes its targets."""
+        """Take the next free attempt number, which publishes the attempt's targets."""
         header = self.header
-        number = max(attempts(self.objects, header.trial_id), default=0) + 1
         attributes = {
             "format": FORMAT,
             "trial": header.trial_id,
@@ -189,23 +140,14 @@ class AttemptWriter:
             "provenance": dict(header.provenance),
             **targets,
         }
-        while not self.objects.create_group(
-            staging_key(header.trial_id, number), {**attributes, "attempt": number}
-        ):
-            number += 1
-        return number
+        return claim(self.objects, header.trial_id, attributes)
 
-    def _create_arrays(self) -> dict[str, zarr.Array[Any]]:
-        key, n_snapshots = staging_key(self.header.trial_id, self.attempt), len(self.header.steps)
-        shapes = {
-            f"{split}/log_probs": (len(samples.labels), len(samples.class_names))
-            for split, samples in self.header.sample_sets.items()
-        }
-        width = len(MOMENT_COLUMNS) + len(self.header.metrics)
-        arrays = {"moments": _create_staged(self.objects, f"{key}/moments", n_snapshots, (width,))}
-        for name, shape in shapes.items():
-            arrays[name] = _create_staged(self.objects, f"{key}/{name}", n_snapshots, shape)
-        return arrays
+    def _create_array(self, split: str, samples: SampleSet) -> _StagedArray:
+        key = f"{staging_key(self.header.trial_id, self.attempt)}/{split}/log_probs"
+        shape = len(samples.labels), len(samples.class_names)
+        array = _StagedArray(self.objects, key, shape)
+        create_array(self.objects, key, array.layout(len(self.header.steps)))
+        return array
 
     def append(
         self,
@@ -225,79 +167,103 @@ class AttemptWriter:
 
         Raises
         ------
-        StoreError : wrong shapes, not finite, or the snapshot is there with other values.
+        StoreError : no predictions of this shape, or the snapshot is there with other values.
         """
         where = f"trial {self.header.trial_id}, snapshot {snapshot}"
         if not self.first_snapshot <= snapshot < len(self.header.steps):
             allowed = f"{self.first_snapshot} to {len(self.header.steps) - 1}"
             raise StoreError(where, "not a snapshot of this attempt", allowed)
-        step = self.header.steps[snapshot]
-        row = [step, epoch, time.time(), *(metrics[name] for name in self.header.metrics)]
-        # The test set comes last: its chunk is the commit.
+        moment = {"step": self.header.steps[snapshot], "epoch": epoch, "time": time.time()}
+        moment |= {name: metrics[name] for name in self.header.metrics}
+        # The test set comes last: its object commits the snapshot, and says what is said of it.
         splits = sorted(self.header.sample_sets, reverse=True)
         for split in splits:
-            self._check(where, f"{split}/log_probs", log_probs[split])
-        if all([self._is_there(where, split, snapshot, log_probs[split]) for split in splits]):
+            shape = self._arrays[split].shape
+            check_predictions(where, split, log_probs[split], shape, _SAMPLES_SUMMED)
+        if snapshot in self._appended:
+            self._compare(where, snapshot, moment, log_probs)
             return
-        self._arrays["moments"][snapshot] = np.array(row)
+        record = to_record(moment, self.header.metrics)
         for split in splits:
-            self._arrays[f"{split}/log_probs"][snapshot] = log_probs[split]
+            head = record if split == "test" else b""
+            self._arrays[split].write(snapshot, log_probs[split], head)
+        self._appended.add(snapshot)
         crash_point("snapshot")
 
-    def _check(self, where: str, name: str, values: Array) -> None:
-        shape = self._arrays[name].shape[1:]
-        if values.shape != shape or values.dtype != np.float16:
-            found = f"{name} of shape {values.shape} and type {values.dtype}"
-            raise StoreError(where, found, f"shape {shape} and type float16")
-        if not np.isfinite(values).all():
-            raise StoreError(where, f"{name} holds values that are not finite", "finite values")
-
-    def _is_there(self, where: str, split: str, snapshot: int, values: Array) -> bool:
-        """Whether these predictions are staged already; other ones in their place are an error."""
-        name = f"{split}/log_probs"
-        key = f"{staging_key(self.header.trial_id, self.attempt)}/{name}"
-        if not self.objects.exists(f"{key}/{schema.chunk_name(snapshot, 3)}"):
-            return False
-        there = np.asarray(self._arrays[name][snapshot])
-        if there.tobytes() == values.tobytes():
-            return True
-        largest = np.max(np.abs(there.astype(np.float64) - values.astype(np.float64)))
-        raise StoreError(
-            where, f"already stored with other {name} (max |difference| {largest:.3g})"
-        )
+    def _compare(
+        self,
+        where: str,
+        snapshot: int,
+        moment: Mapping[str, float],
+        log_probs: Mapping[str, Array],
+    ) -> None:
+        """Refuse other values in the place of those that are staged; nobody else staged them."""
+        staged = StagedAttempt(self.objects, self.header.trial_id, self.attempt)
+        for split, values in log_probs.items():
+            there = staged.log_probs(snapshot, split)
+            if there.tobytes() != values.tobytes():
+                largest = np.max(np.abs(there.astype(np.float64) - values.astype(np.float64)))
+                found = f"already stored with other {split} predictions"
+                raise StoreError(where, f"{found} (max |difference| {largest:.3g})")
+        known = staged.moment(snapshot)
+        for name, value in moment.items():
+            if name != "time" and not np.array_equal(value, known[name], equal_nan=True):
+                raise StoreError(where, f"already stored with {name} {known[name]}, not {value}")
 
 
-def write_whole(objects: LocalObjects, key: str, values: Array) -> None:
-    """An array of int64 in one chunk."""
-    array = create_array(objects, key, values.shape, values.shape, "<i8")
-    array[...] = values
+@dataclass(frozen=True)
+class _StagedArray:
+    """One split's predictions: a snapshot a shard, so one atomic object per snapshot."""
+
+    objects: Objects
+    key: str
+    shape: tuple[int, int]
+
+    def layout(self, n_snapshots: int) -> Layout:
+        n_samples, n_classes = self.shape
+        chunk = staged_chunk(n_samples, n_classes)
+        shard = -(-n_samples // chunk) * chunk
+        shape = (n_snapshots, n_samples, n_classes)
+        return Layout("<f2", shape, (1, chunk, n_classes), (1, shard, n_classes))
+
+    def write(self, snapshot: int, values: Array, head: bytes) -> None:
+        layout = self.layout(1)
+        name = f"{self.key}/{chunk_name(snapshot, 0, 0)}"
+        write_shard(self.objects, name, self._chunks(values, layout), layout.n_chunks, head)
+
+    def _chunks(self, values: Array, layout: Layout) -> Iterator[Array]:
+        for samples in blocks(len(values), layout.chunk[1]):
+            yield padded(values[None, samples], layout.chunk)
 
 
-def _create_staged(
-    objects: LocalObjects, key: str, n_snapshots: int, shape: tuple[int, ...]
-) -> zarr.Array[Any]:
-    """A staged array: one snapshot a chunk, so one atomic object per snapshot."""
-    dtype = "<f8" if key.endswith("/moments") else "<f2"
-    return create_array(objects, key, (n_snapshots, *shape), (1, *shape), dtype)
+def check_predictions(
+    where: str, split: str, values: Array, shape: tuple[int, ...], n_summed: int | None = None
+) -> None:
+    """Refuse what are no stored log-probabilities of these samples and classes.
 
+    Parameters
+    ----------
+    n_summed : samples, evenly spread, whose probabilities are summed up; None for all. What is
+        not the natural logarithm of probabilities is so in nearly every sample.
 
-def create_array(
-    objects: LocalObjects,
-    key: str,
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    dtype: str,
-    shards: tuple[int, ...] | None = None,
-) -> zarr.Array[Any]:
-    """An array in the format's codec chain; `.` in chunk names saves a folder a chunk."""
-    return zarr.create_array(
-        objects.array_store(key, read_only=False),
-        shape=shape,
-        chunks=chunks,
-        shards=shards,
-        dtype=dtype,
-        fill_value=0 if dtype == "<i8" else float("nan"),
-        compressors=codecs(np.dtype(dtype).itemsize),
-        chunk_key_encoding={"name": "default", "separator": "."},
-        config={"write_empty_chunks": True},
-    )
+    Raises
+    ------
+    StoreError
+    """
+    if values.shape != shape or values.dtype != np.dtype("<f2"):
+        found = f"{split} predictions of shape {values.shape} and type {values.dtype}"
+        raise StoreError(where, found, f"shape {shape} and type float16")
+    bits = values.view("<u2")  # comparing them is ten times as fast as np.isfinite of float16
+    if (bits > _LOWEST_BITS).any() or (bits.view("<i2") >= _INFINITY_BITS).any():
+        raise StoreError(where, f"{split} predictions are not finite", "finite log-probabilities")
+    if (bits.view("<i2") > 0).any():
+        found = f"{split} predictions above 0, up to {values.max():.4g}"
+        raise StoreError(where, found, "natural logarithms of probabilities")
+    step = -(-len(values) // n_summed) if n_summed else 1
+    for samples in blocks(len(values), step * max(1, _SUMMED_AT_ONCE // shape[-1])):
+        sums = np.exp(values[samples][::step].astype(np.float32)).sum(axis=-1)
+        worst = int(np.argmax(np.abs(sums - 1)))
+        if abs(sums[worst] - 1) > ROW_SUM_TOLERANCE:
+            sample = samples.start + step * worst
+            found = f"{split} predictions of sample {sample} sum to {sums[worst]:.4g}"
+            raise StoreError(where, found, "natural logarithms of probabilities that sum to 1")

@@ -1,4 +1,4 @@
-"""A trial's state on disk, there whole or not at all."""
+"""A trial's state as bytes, checked when they are read."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ from typing import Any
 
 import torch
 
-from sweeper.durable import write_atomically
 from sweeper.errors import CheckpointError
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint at `path` by `state`, durably; a crash leaves the old one."""
+def to_bytes(state: dict[str, Any]) -> memoryview:
+    """A state as the bytes of a file."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getbuffer())
+    return buffer.getbuffer()
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The state saved at `path`, its tensors on the CPU; runs no code from the file.
+def from_bytes(data: bytes | bytearray | memoryview, where: str) -> dict[str, Any]:
+    """The state of a file's bytes, its tensors on the CPU; runs no code from them.
 
     Raises
     ------
-    CheckpointError : the file is truncated, altered, or not a checkpoint.
-    OSError : it cannot be read.
+    CheckpointError : the bytes are truncated, altered, or no checkpoint; `where` names the file.
     """
-    buffer = io.BytesIO(path.read_bytes())
+    buffer = io.BytesIO(data)
     try:
         # torch.load does not look at the checksums that torch.save wrote.
         with zipfile.ZipFile(buffer) as archive:
@@ -39,15 +37,25 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(buffer, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch raise a dozen types for bad bytes
         reason = str(error).strip().partition("\n")[0]
-        raise _unreadable(path, reason) from error
+        raise _unreadable(where, reason) from error
     if not isinstance(state, dict):
-        raise _unreadable(path, f"a {type(state).__name__} in the place of a state")
+        raise _unreadable(where, f"a {type(state).__name__} in the place of a state")
     return state
 
 
-def _unreadable(path: Path, reason: str) -> CheckpointError:
+def load(path: Path) -> dict[str, Any]:
+    """The state in the file at `path`.
+
+    Raises
+    ------
+    CheckpointError : as `from_bytes` does. OSError : the file cannot be read.
+    """
+    return from_bytes(path.read_bytes(), str(path))
+
+
+def _unreadable(where: str, reason: str) -> CheckpointError:
     return CheckpointError(
-        str(path),
+        where,
         f"not a checkpoint: {reason}",
         hint="remove it to train from the beginning",
     )

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+from sweeper.store.opening import create_store
 from sweeper.store.schema import SampleSet
 from sweeper.store.seal import seal
-from sweeper.store.writer import AttemptWriter, TrialHeader, create_store
+from sweeper.store.writer import AttemptWriter, TrialHeader
 
 N_SAMPLES, N_CLASSES = 40, 4
 CLASS_NAMES = ("ape", "bee", "cat", "dog")

@@ -11,7 +11,7 @@ from sweeper.journal import Journal, Tally
 from sweeper.plan import Size, make_plan, write_plan
 from sweeper.status import STATES, FailureGroup, read_status
 from sweeper.store.seal import seal
-from sweeper.sweep_dir import SweepDir
+from sweeper.sweep_dir import PREDICTIONS, SweepDir
 
 
 def trial_of(seed):
@@ -38,7 +38,7 @@ def journal(folder, *events):
         for event, fields in events:
             writer.append(event, **fields)
             if event == "finished":
-                (folder.store / "trials" / fields["trial"]).mkdir(parents=True)
+                (folder.path / PREDICTIONS / "trials" / fields["trial"]).mkdir(parents=True)
 
 
 def started(index):
@@ -86,7 +86,7 @@ def test_what_a_killed_driver_left_running_is_what_the_store_says(folder, tiny, 
     tiny.record(1, trial_id=IDS[0])
     seal(tiny.objects, IDS[0], state, 1)
     tiny.record(2, trial_id=IDS[1])
-    assert tiny.path == folder.store
+    assert tiny.path == folder.path / PREDICTIONS
     assert counts(folder) == {state: 1, "interrupted": 1, "waiting": 4}
 
 
@@ -195,7 +195,7 @@ def test_a_damaged_sweep_is_an_error_that_names_the_file(folder, damage):
 
 def test_a_trial_that_was_removed_from_the_store_waits_again(folder):
     journal(folder, LAUNCHED, finished(0), finished(1))
-    (folder.store / "trials" / IDS[1]).rmdir()
+    (folder.path / PREDICTIONS / "trials" / IDS[1]).rmdir()
     assert counts(folder) == {"complete": 1, "waiting": 5}
 
 

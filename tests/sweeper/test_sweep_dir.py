@@ -170,18 +170,6 @@ def test_what_was_never_launched_is_no_sweep_directory(tmp_path):
         SweepDir(tmp_path / "absent").require()
 
 
-def test_checkpoints_of_one_trial_are_removed_with_their_folder(tmp_path):
-    folder = SweepDir(tmp_path)
-    assert folder.checkpointed() == []
-    for trial in ("t1", "t2"):
-        folder.checkpoints(trial).mkdir(parents=True)
-        (folder.checkpoints(trial) / "1-10.pt").write_text("")
-    folder.remove_checkpoints("t1")
-    folder.remove_checkpoints("t1")
-    assert folder.checkpointed() == ["t2"]
-    assert not folder.checkpoints("t1").exists()
-
-
 def test_the_environment_names_versions_and_hardware():
     found = environment()
     assert found["host"] == socket.gethostname()

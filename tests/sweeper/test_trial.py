@@ -14,9 +14,8 @@ from sweeper.attempt import Order, Outcome, Progress
 from sweeper.config import TrialConfig
 from sweeper.errors import ConfigError
 from sweeper.store import open_store
-from sweeper.store.local import LocalObjects
+from sweeper.store.root import Root
 from sweeper.store.staging import StagedTrial
-from sweeper.sweep_dir import SweepDir
 from sweeper.train import checkpoint
 from sweeper.trial import run_attempt, size_of
 
@@ -49,9 +48,17 @@ def run(order: Order, steps: int | None = None) -> Outcome:
     return run_attempt(order, lambda: steps is not None and next(asked) >= steps, lambda _: None)
 
 
+def log_of(order: Order) -> Path:
+    return Path(order.root) / "logs" / f"{order.trial_id}.log"
+
+
+def checkpoints_of(order: Order) -> Path:
+    return Path(order.root) / "checkpoints" / order.trial_id
+
+
 def starts(order: Order) -> list[int]:
     """The step at which each attempt started, from the trial's log."""
-    lines = SweepDir(order.sweep_dir).log(order.trial_id).read_text().splitlines()
+    lines = log_of(order).read_text().splitlines()
     return [int(line.split("step ")[1].split()[0]) for line in lines if "] attempt " in line]
 
 
@@ -80,7 +87,7 @@ def test_a_trial_drained_every_few_steps_ends_with_the_same_digest(
 def test_without_a_checkpoint_a_trial_starts_over_and_ends_the_same(tmp_path: Path, expected: str):
     order = order_in(tmp_path)
     run(order, 9)
-    SweepDir(tmp_path).remove_checkpoints(order.trial_id)
+    Root(tmp_path).remove_checkpoints(order.trial_id)
     assert run(order).digest == expected
     assert starts(order) == [0, 0]
 
@@ -88,29 +95,29 @@ def test_without_a_checkpoint_a_trial_starts_over_and_ends_the_same(tmp_path: Pa
 def test_a_damaged_checkpoint_is_ignored_and_said_so(tmp_path: Path, expected: str):
     order = order_in(tmp_path)
     run(order, 9)
-    (path,) = SweepDir(tmp_path).checkpoints(order.trial_id).glob("*.pt")
+    (path,) = checkpoints_of(order).glob("*.pt")
     path.write_bytes(path.read_bytes()[:-100])
     assert run(order).digest == expected
     assert starts(order) == [0, 0]
-    assert "not a checkpoint" in SweepDir(tmp_path).log(order.trial_id).read_text()
+    assert "not a checkpoint" in log_of(order).read_text()
 
 
 def test_a_checkpoint_of_an_attempt_that_lost_its_tail_is_not_gone_on_from(
     tmp_path: Path, expected: str
 ):
-    order, folder = order_in(tmp_path), SweepDir(tmp_path)
+    order = order_in(tmp_path)
     run(order, 6)
-    (early,) = folder.checkpoints(order.trial_id).glob("1-*.pt")
+    (early,) = checkpoints_of(order).glob("1-*.pt")
     found = checkpoint.load(early)
     run(order, 3)  # attempt 2 takes over from there and writes a checkpoint of its own
-    for path in folder.checkpoints(order.trial_id).glob("*.pt"):
+    for path in checkpoints_of(order).glob("*.pt"):
         path.unlink()
     # Attempt 1 wakes up late: it claims snapshots that belong to attempt 2 by now.
-    late = folder.checkpoints(order.trial_id) / "1-16.pt"
+    late = checkpoints_of(order) / "1-16.pt"
     late.parent.mkdir(parents=True, exist_ok=True)
-    staged = StagedTrial(LocalObjects(folder.store), order.trial_id)
+    staged = StagedTrial(Root(tmp_path).predictions, order.trial_id)
     assert staged.n_recorded > found["next_snapshot"]
-    checkpoint.save(late, {**found, "next_snapshot": staged.n_recorded})
+    late.write_bytes(checkpoint.to_bytes({**found, "next_snapshot": staged.n_recorded}))
     assert run(order).digest == expected
     assert starts(order)[-1] == 0, "the late checkpoint was not used"
 
@@ -121,11 +128,11 @@ def test_a_trial_with_every_snapshot_staged_is_sealed_without_training(
     order = order_in(tmp_path)
 
     def crash(*_: object) -> str:
-        raise OSError(28, "no space left on device")
+        raise OSError(5, "input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr(trial_module, "seal", crash)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(OSError, match="input/output"):
             run(order)
     with monkeypatch.context() as patch:
         patch.setattr(trial_module, "train", crash)
@@ -145,10 +152,10 @@ def test_a_complete_trial_is_left_alone(tmp_path: Path, expected: str):
 def test_checkpoints_are_written_by_the_clock_and_only_the_last_is_kept(tmp_path: Path):
     order = order_in(tmp_path, checkpoint_seconds=0)
     run(order, 8)
-    (path,) = SweepDir(tmp_path).checkpoints(order.trial_id).glob("*.pt")
+    (path,) = checkpoints_of(order).glob("*.pt")
     assert path.name == "1-8.pt"
     run(order)
-    assert not SweepDir(tmp_path).checkpoints(order.trial_id).exists()
+    assert not checkpoints_of(order).exists()
 
 
 def test_a_diverging_trial_is_kept_up_to_there_and_marked(tmp_path: Path):
@@ -193,7 +200,7 @@ def test_a_trial_has_as_many_files_as_planned(
     run(order)
     sealed = tmp_path / "predictions.zarr" / "trials" / order.trial_id
     found = [path for path in sealed.rglob("*") if path.is_file()]
-    assert SweepDir(tmp_path).log(order.trial_id).is_file()
+    assert log_of(order).is_file()
     planned = size_of(TrialConfig.from_flat(order.config)).n_files
     assert len(found) + 1 == planned == n_files
 
@@ -228,7 +235,7 @@ def test_a_configuration_that_cannot_be_built_is_an_error_with_its_traceback_in_
     order = order_in(tmp_path)
     with pytest.raises(ConfigError):
         run(order)
-    log = SweepDir(tmp_path).log(order.trial_id).read_text()
+    log = log_of(order).read_text()
     assert "Traceback" in log
     assert "out of order" in log
 

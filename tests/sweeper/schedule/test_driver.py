@@ -84,7 +84,8 @@ def test_temporary_files_are_swept_but_not_those_of_an_analysis(
 ):
     folder = SweepDir(tmp_path / "sweep")
     go(folder, [make_trial()], run_attempt)
-    left = [folder.path / "plan.parquet.1.partial", folder.store / "staging/t/1/c.0.partial"]
+    store = folder.path / "predictions.zarr"
+    left = [folder.path / "plan.parquet.1.partial", store / "staging/t/1/c.0.partial"]
     theirs = folder.analysis / "report.html.1.partial"
     for path in (*left, theirs):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,9 @@ def staged(store, trial):
         owner = [a for a, first in zip(attempts, firsts, strict=True) if first <= i][-1]
         if (owner / f"test/log_probs/c.{i}.0.0").exists():
             rows.append(read_array(owner / "test/log_probs")[i])
-            moments.append(read_array(owner / "moments")[i])
+            size = 8 * (3 + len(attributes(owner)["metrics"])) + 4
+            record = (owner / f"test/log_probs/c.{i}.0.0").read_bytes()[:size]
+            moments.append(np.frombuffer(checked(record), "<f8"))
     return np.stack(rows), np.stack(moments)
 
 

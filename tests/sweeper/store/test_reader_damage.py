@@ -17,6 +17,12 @@ def damaged(path, spoil):
     path.unlink() if spoil is None else path.write_bytes(spoil(data))
 
 
+def read_all(tiny, trial):
+    """Predictions, and what is said of each snapshot, which lies in front of them while staged."""
+    store = open_store(tiny.path)
+    return store.log_probs(trial, "test"), store.snapshots(trial)
+
+
 SPOILS = {
     "deleted": None,
     "empty": lambda data: b"",
@@ -35,7 +41,7 @@ def test_damaged_predictions_are_refused_with_the_trial(tiny, is_sealed, spoil):
     staged = tiny.path / f"staging/{trial}/1/test/log_probs/c.1.0.0"
     damaged(shard(tiny, trial) if is_sealed else staged, spoil)
     with pytest.raises(StoreError, match=f"trial {trial}"):
-        open_store(tiny.path).log_probs(trial, "test")
+        read_all(tiny, trial)
 
 
 @pytest.mark.parametrize("is_sealed", [False, True])
@@ -52,7 +58,7 @@ def test_no_flipped_bit_of_a_chunk_is_read(tiny, is_sealed):
         content[position] ^= 1 << bit
         path.write_bytes(content)
         with pytest.raises(StoreError, match=f"trial {trial}"):
-            open_store(tiny.path).log_probs(trial, "test")
+            read_all(tiny, trial)
 
     check()
 

@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 
 from sweeper.errors import HoleError, MissingStoreError, StoreError
 from sweeper.store import open_store
+from sweeper.store.arrays import write_whole
+from sweeper.store.repair import repair
 from sweeper.store.schema import samples_key
 from sweeper.store.seal import is_sealed, seal
+from sweeper.store.staging import attempts
 from sweeper.store.verify import verify
-from sweeper.store.writer import AttemptWriter, attempts, write_whole
+from sweeper.store.writer import AttemptWriter
 
 N_TRAIN = 30
 PHASES = ("train", "corner")
@@ -152,7 +155,7 @@ def test_a_trial_without_targets_says_and_stores_nothing_of_them(tiny):
     group = tiny.path / f"staging/{trial}/1/zarr.json"
     assert " ".join(json.loads(group.read_text())["attributes"]) == (
         "checksum format trial first_snapshot schema config identity steps metrics sample_sets "
-        "provenance attempt"
+        "provenance claim attempt"
     )
     assert tiny.objects.names(f"staging/{trial}") == ["1"]
     seal(tiny.objects, trial, "complete", 1)
@@ -383,7 +386,10 @@ def test_an_absent_training_set_is_found(tiny, noisy, is_sealed):
     trial, _ = stored(tiny, is_sealed, **noisy)
     shutil.rmtree(tiny.path / samples_key(noisy["target_set"].hash))
     assert {(one.where, one.found) for one in damages(tiny)} == {
-        (f"trial {trial}", f"its sample set {noisy['target_set'].hash} is absent")
+        (
+            f"sample set {noisy['target_set'].hash}",
+            f"absent, but the predictions of trial {trial} are of it",
+        )
     }
     with pytest.raises(HoleError, match=f"sample set {noisy['target_set'].hash}"):
         open_store(tiny.path).labels("train", trial)
@@ -407,7 +413,7 @@ def test_the_remedy_removes_the_damage_and_only_its_trial(tiny, noisy):
     other = tiny.sealed(2, **noisy)
     shutil.rmtree(folder / "train/targets")
     write_whole(tiny.objects, f"trials/{trial}/1/train/targets", labels(99))
-    (damage,) = damages(tiny)
-    shutil.rmtree(damage.remedy.split("`")[1])
+    store = open_store(tiny.path)
+    repair(store, verify(store), lambda config: [])
     assert damages(tiny) == ()
     assert open_store(tiny.path).trial_ids() == [other]

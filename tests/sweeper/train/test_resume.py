@@ -155,14 +155,14 @@ def test_a_trial_resumed_at_any_step_gives_the_same_bits(trial, row, tmp_path):
     for moment in train(config):
         whole.append(moment)
         paths.append(tmp_path / f"{moment.step}.pt")
-        checkpoint.save(paths[-1], moment.state())
+        paths[-1].write_bytes(checkpoint.to_bytes(moment.state()))
     assert not whole[-1].diverged
     random = np.random.default_rng(config.seed)
     for step in {0, *random.choice(len(whole), 2, replace=False).tolist()}:
         again = list(train(config, state=checkpoint.load(paths[step])))
         assert all(itertools.starmap(same, zip(whole[step + 1 :], again, strict=True)))
         if again:
-            checkpoint.save(tmp_path / "again.pt", again[-1].state())
+            (tmp_path / "again.pt").write_bytes(checkpoint.to_bytes(again[-1].state()))
             first, second = checkpoint.load(paths[-1]), checkpoint.load(tmp_path / "again.pt")
             assert same_weights(first["model"], second["model"])
 

@@ -1,0 +1,89 @@
+"""The index: the table of trials in one object, so that listing them does not open every group.
+
+`index.parquet` lies in the store and can always be made again from its groups, which alone are
+believed: a row counts only while its trial's metadata are the object that it was made from, by
+their stamp, and what the index lacks is read from its group. Nothing but tables comes from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from sweeper.store.objects import Objects, metadata_key
+from sweeper.store.table import Summary
+
+INDEX = "index.parquet"
+_REQUESTS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is known of sealed trials, and the stamps of those that there are."""
+
+    stamps: Mapping[str, str]
+    rows: Mapping[str, Summary] = field(default_factory=dict)
+
+    def completed(self, summary: Callable[[str], Summary]) -> dict[str, Summary]:
+        """All sealed trials; those without a row are asked for, several at a time."""
+        missing = [trial_id for trial_id in self.stamps if trial_id not in self.rows]
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+            found = dict(zip(missing, pool.map(summary, missing), strict=True))
+        return {**self.rows, **found}
+
+
+def read_index(objects: Objects) -> Index:
+    """The rows of the index that are up to date; none when it is absent or unreadable."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stamps = objects.stamps("trials", metadata_key(""))
+    try:
+        table = pq.read_table(io.BytesIO(objects.read(INDEX)))
+        columns = [table.column(name).to_pylist() for name in ("trial_id", "stamp", "summary")]
+        rows = {
+            trial_id: Summary(**json.loads(text))
+            for trial_id, stamp, text in zip(*columns, strict=True)
+            if stamps.get(trial_id) == stamp
+        }
+    except (FileNotFoundError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return Index(stamps)
+    return Index(stamps, rows)
+
+
+def write_index(objects: Objects, summary: Callable[[str], Summary], rebuild: bool = False) -> int:
+    """Bring the index up to date; returns the number of trials that it then has.
+
+    Any number of processes may do so at once: the last one wins, and none of them can make it
+    wrong, only incomplete.
+
+    Parameters
+    ----------
+    summary : what is stored of a sealed trial.
+    rebuild : take nothing from the index that is there.
+
+    Raises
+    ------
+    StoreError : the metadata of a trial that is not indexed yet is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    known = read_index(objects)
+    before = Index(known.stamps) if rebuild else known
+    rows = before.completed(summary)
+    if rows.keys() == known.rows.keys() and not rebuild:
+        return len(rows)
+    columns = {
+        "trial_id": list(rows),
+        "stamp": [known.stamps[trial_id] for trial_id in rows],
+        "summary": [json.dumps(dataclasses.asdict(row)) for row in rows.values()],
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    objects.write(INDEX, buffer.getbuffer())
+    return len(rows)
