@@ -9,6 +9,7 @@ finished   trial, attempt, state (complete or diverged), seconds, digest
 failed     trial, attempt, kind, error, message
 lost       trial: its worker died
 stopped    trial: drained, checkpointed, to be resumed
+requeued   trial: taken out of the store as damaged, to be run again
 ended      reason (complete, failures or stopped)
 =========  ==============================================================================
 """
@@ -97,7 +98,7 @@ class Tally:
     """What the events add up to: each trial's last state, and the launches so far.
 
     `trials` holds for each trial its `state` (`running`, `complete`, `diverged`, `failed`,
-    `lost` or `stopped`), `t` of its last event, `attempt`, and `seconds` or `error` and
+    `lost`, `stopped` or `requeued`), `t` of its last event, `attempt`, and `seconds` or `error` and
     `message`. `offset` is where in the journal the tally ends.
     """
 

@@ -16,6 +16,7 @@ from sweeper.sweep_dir import PREDICTIONS, SweepDir
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
+_SEEN_AS = {"stopped": "interrupted", "lost": "interrupted", "requeued": "waiting"}
 STATES = ("complete", "diverged", "running", "failed", "interrupted", "waiting")
 
 
@@ -88,7 +89,7 @@ def _state(sealed: Objects, tally: Tally, trial: str, since: float, is_stored: b
     What is complete the store decides; the journal saves opening it where the two agree.
     """
     found = tally.trials.get(trial, {"state": "waiting", "t": 0.0})
-    state = {"stopped": "interrupted", "lost": "interrupted"}.get(found["state"], found["state"])
+    state = _SEEN_AS.get(found["state"], found["state"])
     if state in ("complete", "diverged"):
         return str(state) if is_stored else "waiting"
     if state == "running" and found["t"] >= since:

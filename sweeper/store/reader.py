@@ -19,7 +19,7 @@ from sweeper.store.predictions import DType, Wanted, read_sealed, read_staged
 from sweeper.store.samples import only_set, read_sample_set
 from sweeper.store.schema import Array, SampleSet, sealed_key, staging_key
 from sweeper.store.selection import Selection
-from sweeper.store.staging import StagedTrial, attempts, check_name
+from sweeper.store.staging import StagedTrial, attempts, check_header
 from sweeper.store.stream import Rows
 from sweeper.store.table import (
     Summary,
@@ -382,7 +382,7 @@ class Store:
             found = self.objects.attributes(sealed_key(trial_id))
             if found is None:
                 return {}
-            check_name(trial_id, found)
+            check_header(trial_id, found)
             self._sealed[trial_id] = found
         return self._sealed[trial_id]
 

@@ -26,7 +26,7 @@ class Repairs:
 
     requeued: list[str] = field(default_factory=list)
     rewritten: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
+    left: list[Damage] = field(default_factory=list)
 
 
 def repair(store: Store, report: Report, samples: Samples) -> Repairs:
@@ -45,13 +45,14 @@ def repair(store: Store, report: Report, samples: Samples) -> Repairs:
     for damage in report.damages:
         by_key.setdefault(damage.key, []).append(damage)
     for key, damages in by_key.items():
-        if not damages[0].where.startswith("sample set"):
+        cures = {damage.cure for damage in damages}
+        if cures == {"rerun"}:
             _requeue(store.objects, key, [damage.snapshot for damage in damages])
             done.requeued.append(key)
-        elif _rewrite(store, key, samples):
+        elif cures == {"rewrite"} and _rewrite(store, key, samples):
             done.rewritten.append(key)
         else:
-            done.left.append(key)
+            done.left += damages
     return done
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sweeper.errors import HoleError, MissingStoreError, StoreError
+from sweeper.errors import FormatVersionError, HoleError, MissingStoreError, StoreError
 from sweeper.store.arrays import REMEDY, StoredArray, chunk_name
 from sweeper.store.moments import Moment, from_record, record_size
 from sweeper.store.objects import Objects
-from sweeper.store.schema import Array, staging_key
+from sweeper.store.schema import FORMAT, Array, staging_key
 
 _REQUESTS_AT_ONCE = 8
 
@@ -140,7 +140,7 @@ class StagedTrial:
                 continue
         if not self.attempts:
             raise MissingStoreError(f"trial {trial_id}", "nothing is stored of it")
-        check_name(trial_id, self.header)
+        check_header(trial_id, self.header)
 
     @property
     def headers(self) -> dict[int, dict[str, Any]]:
@@ -210,13 +210,21 @@ class StagedTrial:
         return self.attempts[number]
 
 
-def check_name(trial_id: str, found: dict[str, Any]) -> None:
-    """Refuse attributes of another trial: folders may have been swapped.
+def check_header(trial_id: str, found: dict[str, Any]) -> None:
+    """Refuse attributes of another trial, as folders may have been swapped, or of another format.
 
     Raises
     ------
-    StoreError
+    StoreError, FormatVersionError
     """
+    where = f"trial {trial_id}"
     if found["trial"] != trial_id:
-        where, text = f"trial {trial_id}", f"its attributes are those of trial {found['trial']}"
+        text = f"its attributes are those of trial {found['trial']}"
         raise StoreError(where, text, "a folder named as its trial", REMEDY)
+    if not isinstance(found["format"], int) or not 1 <= found["format"] <= FORMAT:
+        raise FormatVersionError(
+            where,
+            f"stored in format `{found['format']}`",
+            f"this sweeper reads formats 1 to {FORMAT}",
+            "install the version of sweeper that wrote it, or a newer one",
+        )

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from sweeper.config import content_id
 from sweeper.durable import PARTIAL
-from sweeper.errors import MissingStoreError, StoreError, SweeperError
+from sweeper.errors import FormatVersionError, MissingStoreError, StoreError, SweeperError
+from sweeper.journal import Tally
 from sweeper.store.arrays import StoredArray
 from sweeper.store.objects import Objects, metadata_key
 from sweeper.store.reader import Store
 from sweeper.store.samples import read_sample_set
 from sweeper.store.schema import digest, samples_key, sealed_key, staging_key
 from sweeper.store.seal import is_sealed, sealed_hashes
-from sweeper.store.staging import StagedTrial, attempts
+from sweeper.store.staging import StagedTrial, attempts, check_header
 from sweeper.store.targets import read_targets, staged_reference
 from sweeper.store.writer import check_predictions
 
@@ -45,8 +46,13 @@ class _Samples:
         return f"predictions have shape {found} instead of {expected}"
 
 
-_REWRITE = "`sweeper verify DIR --repair` writes it anew from the data"
-_RERUN = "`sweeper verify DIR --repair`, and launch again: only this trial is run"
+Cure = Literal["rerun", "rewrite", "upgrade"]
+
+_REMEDIES: dict[Cure, str] = {
+    "rerun": "`sweeper verify DIR --repair`, and launch again: only this trial is run",
+    "rewrite": "`sweeper verify DIR --repair` writes it anew from the data",
+    "upgrade": "install the version of sweeper that wrote it, or a newer one",
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,13 @@ class Damage:
     where: str
     snapshot: int | None
     found: str
-    remedy: str
+    cure: Cure
     key: str
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return _REMEDIES[self.cure]
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,17 @@ class Report:
     damages: tuple[Damage, ...]
     orphans: tuple[str, ...]
 
+    def fields(self) -> dict[str, Any]:
+        """Itself for `--json`."""
+        damages = [{**asdict(damage), "remedy": damage.remedy} for damage in self.damages]
+        return {**asdict(self), "damages": damages}
 
-def verify(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> Report:
+
+def verify(
+    store: Store,
+    tally: Tally | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
     """Read everything that the store holds and check it against what it says of itself.
 
     Every snapshot's checksum, holes, shapes, attributes, the id against the configuration, the
@@ -81,6 +101,7 @@ def verify(store: Store, progress: Callable[[int, int], None] = lambda done, tot
 
     Parameters
     ----------
+    tally : what the sweep's journal says; a trial that it has complete has to be there.
     progress : called with the number of trials that are checked and of all.
     """
     objects = store.objects
@@ -96,6 +117,7 @@ def verify(store: Store, progress: Callable[[int, int], None] = lambda done, tot
             if count is not None:
                 n_trials, n_snapshots = n_trials + 1, n_snapshots + count
                 damages += found
+    damages += _lost(objects, tally or Tally())
     damages += [_absent_set(key, trial_id) for key, trial_id in sorted(samples.absent.items())]
     return Report(n_trials, n_snapshots, tuple(damages), tuple(_orphans(objects)))
 
@@ -116,8 +138,8 @@ def _check_trial(
 ) -> tuple[int | None, list[Damage]]:
     """The number of snapshots, None when nothing is stored; and what is wrong with them."""
 
-    def damage(snapshot: int | None, text: str) -> Damage:
-        return Damage(f"trial {trial_id}", snapshot, text, _RERUN, trial_id)
+    def damage(snapshot: int | None, text: str, cure: Cure = "rerun") -> Damage:
+        return Damage(f"trial {trial_id}", snapshot, text, cure, trial_id)
 
     try:
         if is_sealed(objects, trial_id):
@@ -130,6 +152,8 @@ def _check_trial(
         if not problems:
             return None, []  # a crash before the first attempt was claimed
         count = 0
+    except FormatVersionError as error:
+        return 0, [damage(None, error.found, "upgrade")]
     except (SweeperError, KeyError, TypeError, ValueError, IndexError) as error:
         return 0, [damage(None, _text(error))]
     return count, [damage(index, text) for index, text in problems]
@@ -158,6 +182,7 @@ def _check_sealed(
     objects: Objects, trial_id: str, samples: _Samples
 ) -> tuple[int, list[tuple[int | None, str]]]:
     found = objects.attributes(sealed_key(trial_id)) or {}
+    check_header(trial_id, found)
     problems = list(_check_identity(found, trial_id))
     lengths = {len(values) for values in (found["steps"], found["epochs"], found["times"])}
     lengths |= {len(values) for values in found["metrics"].values()}
@@ -189,6 +214,7 @@ def _check_sealed(
 
 def _check_staged(objects: Objects, staged: StagedTrial, samples: _Samples) -> Problems:
     for number, header in staged.headers.items():
+        check_header(staged.trial_id, header)
         yield from _check_identity(header, staged.trial_id)
         if header["attempt"] != number:
             yield None, f"the attributes of attempt {number} are those of another"
@@ -242,8 +268,6 @@ def _check_snapshot(staged: StagedTrial, snapshot: int, samples: _Samples) -> Pr
 
 
 def _check_identity(found: dict[str, Any], trial_id: str) -> Problems:
-    if found["trial"] != trial_id:
-        yield None, f"its attributes are those of trial {found['trial']}"
     expected = content_id(found["identity"], found["schema"])
     if expected != trial_id:
         yield None, f"its configuration has the id {expected}"
@@ -262,13 +286,22 @@ def _check_samples(objects: Objects) -> tuple[_Samples, list[Damage]]:
                 samples.shapes[key] = len(found.labels), len(found.class_names)
         except (SweeperError, KeyError, TypeError) as error:
             samples.shapes[key] = None
-            damages.append(Damage(f"sample set {key}", None, _text(error), _REWRITE, key))
+            damages.append(Damage(f"sample set {key}", None, _text(error), "rewrite", key))
     return samples, damages
+
+
+def _lost(objects: Objects, tally: Tally) -> Iterator[Damage]:
+    """Trials that were complete, and are not in the store."""
+    stored = {*objects.names("trials"), *objects.names("staging")}
+    for trial_id, known in tally.trials.items():
+        if known["state"] in ("complete", "diverged") and trial_id not in stored:
+            found = f"{known['state']} by the journal, and not in the store"
+            yield Damage(f"trial {trial_id}", None, found, "rerun", trial_id)
 
 
 def _absent_set(key: str, trial_id: str) -> Damage:
     found = f"absent, but the predictions of trial {trial_id} are of it"
-    return Damage(f"sample set {key}", None, found, _REWRITE, key)
+    return Damage(f"sample set {key}", None, found, "rewrite", key)
 
 
 def _orphans(objects: Objects) -> Iterator[str]:
