@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -54,10 +55,18 @@ class Room:
 
 def free_room(folder: Path) -> Room:
     """What is free on the disk of a folder, which need not exist yet, for this user."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    found = os.statvfs(existing)
+    found = os.statvfs(_existing(folder))
     # Some file systems have no fixed number of files and say that there are none.
     return Room(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    for path in (folder.absolute(), *folder.absolute().parents):
+        with contextlib.suppress(OSError):  # a name may be too long even to ask
+            if path.exists():
+                return path
+    return Path("/")
 
 
 def check_room(where: str, needed: Room, free: Room, force: bool) -> list[str]:
@@ -90,7 +99,7 @@ def check_path(folder: Path) -> None:
     PlanError
     """
     text = str(folder.absolute())
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = _existing(folder)
     longest = os.pathconf(existing, "PC_PATH_MAX") - _LONGEST_NAME
     name_max = os.pathconf(existing, "PC_NAME_MAX")
     if len(os.fsencode(text)) > longest:

@@ -1,12 +1,16 @@
-"""Grids written to a file, expanded and refused."""
+"""Grids written to a file, expanded and refused; the command line in this process."""
 
 from __future__ import annotations
 
 import copy
 import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
+from sweeper.cli import main
 from sweeper.errors import SweeperError
 from sweeper.grid import expand, load_grid
 
@@ -85,3 +89,29 @@ def refused(grid_file):
         return caught.value
 
     return refuse
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def here(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Runs the command line in this process: for commands that train little or nothing."""
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["sweeper", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(int(ended.value.code or 0), *capfd.readouterr())
+
+    return run

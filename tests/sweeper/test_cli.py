@@ -9,14 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sweeper import __version__
-from sweeper.cli import main
 from sweeper.grid import expand, load_grid, text_of
 from sweeper.store import open_store
 
@@ -27,32 +25,6 @@ axes:
   model.name: [fc, cnn]
   seed: {range: [0, 2]}
 """
-
-
-@dataclass
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Done]:
-    """Runs the command line in this process: for commands that train nothing."""
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["sweeper", *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 def sweeper(*arguments: object, cwd: Path | None = None, **environment: str):
@@ -311,7 +283,7 @@ def start_long_sweep(tmp_path: Path, folder: Path) -> subprocess.Popen:
 # --- bad input ------------------------------------------------------------------------------
 
 
-def fails(done: Done | subprocess.CompletedProcess, code: int = 2) -> str:
+def fails(done: Any, code: int = 2) -> str:
     """Assert the house's form of an error; returns its text."""
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
