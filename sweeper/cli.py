@@ -120,11 +120,12 @@ def plan(
         expansion, made, folder, _ = _make_plan(
             grid, sweep_dir, store, set_, max_trials, allow_empty_exclude
         )
+    root = folder.root(_root_of(store))
     if as_json:
-        _print_json(plan_fields(expansion, made, folder))
+        _print_json(plan_fields(expansion, made, folder, root))
     else:
-        print(*plan_lines(grid, expansion, made, folder), sep="\n")
-    _check_room(made, folder.root(_root_of(store)), force)
+        print(*plan_lines(grid, expansion, made, folder, root), sep="\n")
+    _check_room(made, root, force)
 
 
 @app.command()
@@ -240,9 +241,13 @@ def _plan_of(trials: tuple[Trial, ...], folder: Path, root: str) -> Plan:
 
 def _root_of(store: str | None) -> str | None:
     """Where the workers' files go, as it is written down: no folder depends on where we are."""
-    if store is None or "://" in store:
-        return store and store.rstrip("/")
-    return os.path.abspath(store)
+    if store is None:
+        return None
+    if "://" in store and not store.startswith("file://"):
+        from sweeper.store.url import check_url
+
+        return check_url(store)
+    return os.path.abspath(store.removeprefix("file://"))
 
 
 def _check_room(made: Plan, root: str, force: bool) -> None:
@@ -296,7 +301,7 @@ def _conclude(folder: SweepDir, counts: Counts, took: str) -> None:
     if counts.n_failed:
         _say(
             f"{counts.n_failed} failed; see `sweeper status {folder.path}` and "
-            f"{folder.path}/logs; launching again runs them again"
+            f"{folder.root()}/logs; launching again runs them again"
         )
         raise typer.Exit(EXIT_FAILURES)
 

@@ -17,11 +17,12 @@ Rows = Iterator[tuple[str, str]]
 _WIDTH, _LONGEST = 60, 100  # of names and of values in characters, where they allow it
 
 
-def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir) -> dict[str, Any]:
+def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir, root: str) -> dict[str, Any]:
     """The plan for `--json`; `seconds` is slot time, None before anything has run."""
     return {
         "name": expansion.name,
         "sweep_dir": str(folder.path),
+        "store": root,
         "n_trials": len(made.trials),
         "n_todo": len(made.todo),
         "n_product": expansion.n_product,
@@ -43,11 +44,13 @@ def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir) -> dict[str,
     }
 
 
-def plan_lines(grid: Path, expansion: Expansion, made: Plan, folder: SweepDir) -> Iterator[str]:
-    """The plan for people, one fact a line."""
+def plan_lines(
+    grid: Path, expansion: Expansion, made: Plan, folder: SweepDir, root: str
+) -> Iterator[str]:
+    """The plan for people, one fact a line; `root` is where the store will be."""
     n_trials = _counted(len(made.trials), "trial")
     yield f"{grid}: {n_trials} of {_counted(expansion.n_product, 'combination')}"
-    rows = [*_grid_rows(expansion), *_launch_rows(made, folder)]
+    rows = [*_grid_rows(expansion), *_launch_rows(made, folder, root)]
     width = max(len(name) for name, _ in rows if len(name) <= _WIDTH)
     yield from (f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -67,10 +70,12 @@ def _grid_rows(expansion: Expansion) -> Rows:
         yield "  duplicates folded", f"-{expansion.n_duplicates:,}"
 
 
-def _launch_rows(made: Plan, folder: SweepDir) -> Rows:
+def _launch_rows(made: Plan, folder: SweepDir, root: str) -> Rows:
     """What is left to run, and what it will take."""
     seconds = _estimate(made, folder)
     yield f"{folder.path}", f"{len(made.trials) - len(made.todo):,} complete"
+    if root != str(folder.path):
+        yield "  store", root
     yield "  to run", _counted(len(made.todo), "trial")
     yield "  snapshots", f"{made.n_snapshots:,}"
     yield "  predictions", f"{_bytes(made.n_bytes)} before compression"

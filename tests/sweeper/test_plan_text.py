@@ -25,7 +25,8 @@ def planned(grid_file, tmp_path):
     path = grid_file(**SECTIONS)
     expansion = expand(load_grid(path))
     made = make_plan(expansion.trials, (), lambda config: Size(3, 100, 4))
-    return path, expansion, made, SweepDir(tmp_path / "sweep")
+    folder = SweepDir(tmp_path / "sweep")
+    return path, expansion, made, folder, folder.root()
 
 
 def test_the_plan_shows_what_each_rule_did(planned):
@@ -70,7 +71,7 @@ def test_the_keys_of_a_case_are_as_a_grid_may_have_them(grid_file, tmp_path):
     path = grid_file(axes={"init.corner": [case]})
     expansion = expand(load_grid(path))
     made = make_plan(expansion.trials, (), lambda config: Size(3, 100, 4))
-    first, row, *_ = plan_lines(path, expansion, made, SweepDir(tmp_path / "sweep"))
+    first, row, *_ = plan_lines(path, expansion, made, SweepDir(tmp_path), str(tmp_path))
     assert first.endswith(": 1 trial of 1 combination")
     shown = yaml.safe_load(row.partition("1: ")[2])
     assert shown == case
@@ -89,6 +90,16 @@ def test_the_keys_of_a_case_are_as_a_grid_may_have_them(grid_file, tmp_path):
     ],
 )
 def test_bytes_are_shown_in_a_unit_that_fits(planned, n_bytes, shown):
-    path, expansion, _, folder = planned
+    path, expansion, _, folder, root = planned
     made = make_plan(expansion.trials[:1], (), lambda config: Size(1, n_bytes, 4))
-    assert f"{shown} before compression" in "\n".join(plan_lines(path, expansion, made, folder))
+    lines = plan_lines(path, expansion, made, folder, root)
+    assert f"{shown} before compression" in "\n".join(lines)
+
+
+def test_a_store_elsewhere_is_shown(planned):
+    path, expansion, made, folder, root = planned
+    here = dict(line.strip().split("  ", 1) for line in [*plan_lines(*planned)][1:])
+    assert "store" not in here
+    lines = list(plan_lines(path, expansion, made, folder, "s3://bucket/prefix"))
+    assert any(line.split() == ["store", "s3://bucket/prefix"] for line in lines)
+    assert plan_fields(expansion, made, folder, root)["store"] == str(folder.path)

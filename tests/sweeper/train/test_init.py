@@ -262,8 +262,9 @@ def test_weights_and_buffers_come_back_from_a_file(tmp_path):
 
 
 def test_weights_come_back_from_a_checkpoint_of_ours(tmp_path):
-    expected, path = Everything().state_dict(), tmp_path / "trial" / "checkpoint.pt"
-    checkpoints.save(path, {"lineage": [], "state": {"step": 3, "model": expected}})
+    expected, path = Everything().state_dict(), tmp_path / "checkpoint.pt"
+    state = {"lineage": [], "state": {"step": 3, "model": expected}}
+    path.write_bytes(checkpoints.to_bytes(state))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     found = loaded({"path": str(path), "sha256": digest[:12]})
     assert all(torch.equal(found[name], expected[name]) for name in expected)
