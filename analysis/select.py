@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sweeper.errors import AnalysisError
-from sweeper.expression import parse
 from sweeper.store import Store
+from sweeper.store.where import holds
 
 ROWS = ("trial_id", "snapshot", "step", "epoch", "accuracy", "loss")
 UNTRAINED = 0.1  # final training error above which a network has not learnt its training set
 
-_IN_SHELL = "in a shell, put double quotes around the expression and single ones around its strings"
 _NOTHING_LEFT = {  # what to do about trials that are left out for a reason, the likeliest first
     "incomplete": "`sweeper resume DIR` completes them",
     "untrained": "without `--exclude-untrained` they are analysed",
@@ -82,7 +81,9 @@ def select(
         )
     trials["left_out"] = pd.Series(None, index=trials.index, dtype=object)
     if where is not None:
-        _leave_out(trials, ~_holds(trials, where), "not selected")
+        rows = trials.drop(columns="left_out").reset_index().to_dict("records")
+        chosen = pd.Series(holds(rows, where), index=trials.index, dtype=bool)
+        _leave_out(trials, ~chosen, "not selected")
     for state in ("incomplete", "diverged"):
         _leave_out(trials, trials["state"] == state, state)
     if exclude_untrained:
@@ -98,22 +99,6 @@ def select(
 def _leave_out(trials: pd.DataFrame, condition: pd.Series[bool], reason: str) -> None:
     """Give the reason to those that have none yet."""
     trials.loc[condition & trials["left_out"].isna(), "left_out"] = reason
-
-
-def _holds(trials: pd.DataFrame, where: str) -> pd.Series[bool]:
-    expression = parse(where, "--where", quoting=_IN_SHELL)
-    records = trials.drop(columns="left_out").reset_index().to_dict("records")
-    results = [expression.holds({str(k): _plain(v) for k, v in row.items()}) for row in records]
-    return pd.Series(results, index=trials.index, dtype=bool)
-
-
-def _plain(value: typing.Any) -> typing.Any:
-    """A table's cell as expressions know it: absent as None, whole as int, a tuple as a list."""
-    if value is None or (isinstance(value, float) and value != value):
-        return None
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value.item() if hasattr(value, "item") else value
 
 
 def _untrained(trials: pd.DataFrame) -> pd.Series[bool]:

@@ -18,7 +18,8 @@ init        model, generator                        None; changes the model in p
 Some keywords are no options but are supplied where the function has them: a model's `dropout` and
 `stochastic_depth` from `regularize`, a data set's `image_size` and `seed` from `data`.
 
-`torchvision/resnet18`, `timm/…` and `torch/NAdam` name what those libraries have.
+`torchvision/resnet18`, `timm/…` and `torch/NAdam` name what those libraries have. `external/NAME`
+is what somebody else trained with, on any axis but `data`: it describes a trial that is imported.
 """
 
 from __future__ import annotations
@@ -132,6 +133,12 @@ def is_plug_in(name: str) -> bool:
     return ":" in name
 
 
+def is_external(name: str) -> bool:
+    """Whether `name` is `external/NAME`: known by its predictions alone."""
+    family, _, member = name.partition("/")
+    return family == "external" and bool(member) and not is_plug_in(name)
+
+
 @functools.cache
 def source_hash(name: str) -> str:
     """SHA-256 of the source file of a plug-in's module, 16 hex digits.
@@ -158,6 +165,8 @@ def entry(axis: str, name: str) -> Entry:
     ------
     ConfigError : the name is unknown, cannot be imported, or is not a usable function.
     """
+    if is_external(name) and axis != "data":
+        return _external(axis, name)
     known, families = BUILT_IN[axis], FAMILIES.get(axis, {})
     family, _, member = name.partition("/")
     if family in families and not is_plug_in(name):
@@ -176,6 +185,20 @@ def entry(axis: str, name: str) -> Entry:
     supplied = _SUPPLIED.get(axis, frozenset()) & frozenset(defaults)
     options = {key: value for key, value in defaults.items() if key not in supplied}
     return Entry(axis, name, build, options, types, supplied)
+
+
+def _external(axis: str, name: str) -> Entry:
+    """An entry without options that takes whatever is supplied, and refuses to be built."""
+
+    def refuse(*_: Any, **__: Any) -> typing.NoReturn:
+        raise ConfigError(
+            "name",
+            f"{axis} `{name}` was trained elsewhere",
+            "what can be trained here",
+            "`sweeper import` brings its predictions",
+        )
+
+    return Entry(axis, name, refuse, {}, {}, _SUPPLIED.get(axis, frozenset()))
 
 
 def _load(axis: str, path: str) -> Callable[..., Any]:

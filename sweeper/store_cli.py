@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import enum
 import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sweeper.errors import ConfigError, SweepDirError, SweeperError, nearest
 from sweeper.sweep_dir import SweepDir
 
 if TYPE_CHECKING:
+    from sweeper.config import TrialConfig
+    from sweeper.journal import Tally
+    from sweeper.store.adopt import Source
     from sweeper.store.schema import SampleSet
     from sweeper.store.verify import Report
 
@@ -23,6 +28,14 @@ Place = Annotated[
     str, typer.Argument(metavar="DIR", help="A sweep directory, a store's folder, or a URL.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_ONE_TRIAL = "keys as in a grid's `base`, nested or dotted, and one value for each"
+
+
+class ExportFormat(enum.StrEnum):
+    """What a store is exported to."""
+
+    parquet = "parquet"
 
 
 def verify(
@@ -43,9 +56,9 @@ def verify(
 
     store = open_store(directory)
     with _alone(directory) if repair else contextlib.nullcontext():
-        report = check(store, _progress())
+        report = check(store, _tally(directory), _progress())
         if as_json:
-            print(json.dumps(dataclasses.asdict(report), indent=1))
+            print(json.dumps(report.fields(), indent=1))
         else:
             _print_report(report)
         is_damaged = bool(report.damages)
@@ -73,9 +86,70 @@ def seal(directory: Place) -> None:
         _say(f"`sweeper resume {directory}` completes them")
 
 
+def export(
+    directory: Place,
+    to: Annotated[
+        ExportFormat, typer.Option("--format", help="The files' format.")
+    ] = ExportFormat.parquet,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Default: DIR/export.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="EXPR", help="Only trials for which this holds, as in `analyze`."),
+    ] = None,
+    predictions: Annotated[
+        bool, typer.Option("--predictions", help="Also a row a snapshot and test sample.")
+    ] = False,
+) -> None:
+    """Write what is stored in DIR as tables: one row a trial, and one row a snapshot."""
+    from sweeper.display import counter
+    from sweeper.store import open_store
+    from sweeper.store.export import export as write
+
+    store = open_store(directory)
+    folder = _export_folder(directory) if out is None else out
+    written = write(store, folder, where, predictions, counter("snapshots exported"))
+    for path, n_rows in written.items():
+        print(f"{path}: {n_rows:,} rows")
+
+
+def import_(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A sweep, or its directory.")],
+    arrays: Annotated[Path, typer.Argument(metavar="ARRAYS", help="An .npz file of predictions.")],
+    config: Annotated[
+        Path, typer.Option("--config", metavar="YAML", help="The trial's configuration.")
+    ],
+) -> None:
+    """Put what was trained elsewhere beside the trials of the sweep NAME, after the same checks.
+
+    ARRAYS holds `log_probs` or `probs` (n_snapshots, n_samples, n_classes), `steps`, `epochs`,
+    `labels`, and may hold `ids`, `class_names` and metrics.
+    """
+    from sweeper.store import Store
+    from sweeper.store.adopt import adopt
+    from sweeper.store.foreign import read_trajectory
+    from sweeper.store.index import write_index
+    from sweeper.store.root import Root
+
+    folder = _sweep(name)
+    with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints is no part of the answer
+        trial = _one_trial(config)
+        given = read_trajectory(arrays)
+        with _alone(str(folder.path)):
+            objects = Root(folder.root()).predictions
+            done = adopt(objects, trial, given, lambda: _source(trial))
+            write_index(objects, Store(objects).summary)
+    print(done.trial_id, done.digest)
+    what = f"{len(given.steps):,} snapshots imported" if done.is_new else "was there already"
+    _say(f"{folder.path}: trial {done.trial_id}: {what}")
+
+
 commands: dict[str, Callable[..., None]] = {
     "verify": verify,
     "seal": seal,
+    "export": export,
+    "import": import_,
 }
 
 
@@ -118,21 +192,82 @@ def _print_report(report: Report) -> None:
 
 def _repair(directory: str, report: Report) -> bool:
     """Repair, say what was done, and whether nothing is left."""
+    from sweeper.journal import Journal
     from sweeper.store import open_store
     from sweeper.store.repair import repair
 
     done = repair(open_store(directory), report, _samples_of)
     if done.requeued:
+        if (path := SweepDir(directory).journal).is_file():
+            with Journal(path) as journal:
+                for trial_id in done.requeued:
+                    journal.append("requeued", trial=trial_id)
         _say(f"{len(done.requeued)} trials to be run again: {', '.join(done.requeued[:5])}")
         _say(f"`sweeper resume {directory}` runs them")
+    if done.removed:
+        _say(f"{len(done.removed)} trials to be imported again: {', '.join(done.removed)}")
     if done.rewritten:
         _say(f"{len(done.rewritten)} sample sets written anew")
-    for key in done.left:
-        _say(f"sample set {key} cannot be made from data that is here; restore it from a copy")
+    for damage in done.left:
+        _say(f"left as it is: {damage.where}: {damage.found}")
     return not done.left
+
+
+def _tally(directory: str) -> Tally | None:
+    """What the journal says, where there is one."""
+    from sweeper.journal import Tally
+
+    folder = SweepDir(directory)
+    return Tally.read(folder.status, folder.journal) if folder.journal.is_file() else None
 
 
 def _samples_of(config: dict[str, Any]) -> list[SampleSet]:
     from sweeper.trial import sample_sets
 
     return sample_sets(config)
+
+
+def _export_folder(directory: str) -> Path:
+    folder = SweepDir(directory)
+    if "://" in directory or not folder.manifest.is_file():
+        found = f"missing, and `{directory}` is no sweep directory"
+        raise SweeperError("--out", found, "a folder for the files", "for example `--out export`")
+    return folder.path / "export"
+
+
+def _sweep(name: str) -> SweepDir:
+    """The sweep of that name, or in that directory."""
+    runs = Path("runs")
+    for path in (runs / name, Path(name)):
+        if (folder := SweepDir(path)).manifest.is_file():
+            return folder
+    known = [path.parent.name for path in runs.glob("*/manifest.json")]
+    hint = nearest(name, known) or "`sweeper launch GRID` makes one, by default `runs/<grid name>`"
+    raise SweepDirError(name, "no such sweep", "the name of one in `runs`, or its directory", hint)
+
+
+def _one_trial(path: Path) -> TrialConfig:
+    """The configuration in a file that is written as a grid's `base`."""
+    from sweeper.config import TrialConfig
+    from sweeper.grid_keys import flat_of, leaves
+    from sweeper.yaml_file import load_mapping, read_text
+
+    try:
+        return TrialConfig.from_flat(flat_of(leaves(load_mapping(read_text(path)))))
+    except SweeperError as error:
+        hint = _ONE_TRIAL if error.hint == error.usual_hint else error.hint
+        where = f"{path}: {error.where}".removesuffix(": grid")
+        raise ConfigError(where, error.found, error.allowed, hint) from error
+
+
+def _source(config: TrialConfig) -> Source:
+    """What the data set of a configuration says of itself, as far as it is here."""
+    from sweeper.store.adopt import Source
+    from sweeper.train.data import describe
+
+    found = Source()
+    with contextlib.suppress(SweeperError, OSError):
+        found = Source(class_names=describe(config.data).class_names)
+        test_set, _ = _samples_of(config.to_flat())
+        found = Source(test_set, test_set.class_names)
+    return found

@@ -22,9 +22,12 @@ Samples = Callable[[dict[str, Any]], Iterable[SampleSet]]
 
 @dataclass
 class Repairs:
-    """What a repair did: trials to be run again, sets written anew, and what it could not mend."""
+    """What a repair did: trials to be run again, imports that are gone, sets that are written anew,
+    and what it could not mend.
+    """
 
     requeued: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
     rewritten: list[str] = field(default_factory=list)
     left: list[Damage] = field(default_factory=list)
 
@@ -46,9 +49,9 @@ def repair(store: Store, report: Report, samples: Samples) -> Repairs:
         by_key.setdefault(damage.key, []).append(damage)
     for key, damages in by_key.items():
         cures = {damage.cure for damage in damages}
-        if cures == {"rerun"}:
+        if cures <= {"rerun", "reimport"}:
             _requeue(store.objects, key, [damage.snapshot for damage in damages])
-            done.requeued.append(key)
+            (done.requeued if cures == {"rerun"} else done.removed).append(key)
         elif cures == {"rewrite"} and _rewrite(store, key, samples):
             done.rewritten.append(key)
         else:

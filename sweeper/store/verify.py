@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,13 @@ from typing import Any, Literal
 
 from sweeper.config import content_id
 from sweeper.durable import PARTIAL
-from sweeper.errors import FormatVersionError, MissingStoreError, StoreError, SweeperError
+from sweeper.errors import (
+    FormatVersionError,
+    MissingStoreError,
+    StoreError,
+    SweeperError,
+    UnavailableStoreError,
+)
 from sweeper.journal import Tally
 from sweeper.store.arrays import StoredArray
 from sweeper.store.objects import Objects, metadata_key
@@ -46,10 +53,11 @@ class _Samples:
         return f"predictions have shape {found} instead of {expected}"
 
 
-Cure = Literal["rerun", "rewrite", "upgrade"]
+Cure = Literal["rerun", "reimport", "rewrite", "upgrade"]
 
 _REMEDIES: dict[Cure, str] = {
     "rerun": "`sweeper verify DIR --repair`, and launch again: only this trial is run",
+    "reimport": "`sweeper verify DIR --repair`, and `sweeper import` it again",
     "rewrite": "`sweeper verify DIR --repair` writes it anew from the data",
     "upgrade": "install the version of sweeper that wrote it, or a newer one",
 }
@@ -137,10 +145,9 @@ def _check_trial(
     objects: Objects, trial_id: str, samples: _Samples
 ) -> tuple[int | None, list[Damage]]:
     """The number of snapshots, None when nothing is stored; and what is wrong with them."""
-
-    def damage(snapshot: int | None, text: str, cure: Cure = "rerun") -> Damage:
-        return Damage(f"trial {trial_id}", snapshot, text, cure, trial_id)
-
+    cure: Cure | None = None
+    count = 0
+    problems: list[tuple[int | None, str]] = []
     try:
         if is_sealed(objects, trial_id):
             count, problems = _check_sealed(objects, trial_id, samples)
@@ -151,12 +158,24 @@ def _check_trial(
         problems = list(_check_unclaimed(objects, trial_id))
         if not problems:
             return None, []  # a crash before the first attempt was claimed
-        count = 0
     except FormatVersionError as error:
-        return 0, [damage(None, error.found, "upgrade")]
+        problems, cure = [(None, error.found)], "upgrade"
     except (SweeperError, KeyError, TypeError, ValueError, IndexError) as error:
-        return 0, [damage(None, _text(error))]
-    return count, [damage(index, text) for index, text in problems]
+        problems = [(None, _text(error))]
+    if problems:
+        cure = cure or _cure(objects, trial_id)
+    where = f"trial {trial_id}"
+    return count, [Damage(where, i, text, cure or "rerun", trial_id) for i, text in problems]
+
+
+def _cure(objects: Objects, trial_id: str) -> Cure:
+    """What was trained elsewhere cannot be run again here."""
+    with contextlib.suppress(SweeperError, KeyError, TypeError, IndexError):
+        found = objects.attributes(sealed_key(trial_id)) or StagedTrial(objects, trial_id).header
+        newest = found["attempts"][-1] if "attempts" in found else found
+        if "imported" in newest["provenance"]:
+            return "reimport"
+    return "rerun"
 
 
 def _check_unclaimed(objects: Objects, trial_id: str) -> Problems:
@@ -173,6 +192,9 @@ def _members(objects: Objects, key: str) -> list[str]:
 
 
 def _text(error: Exception) -> str:
+    """What is wrong; a store that is out of reach is no damage, which a repair would remove."""
+    if isinstance(error, UnavailableStoreError):
+        raise error
     if isinstance(error, SweeperError):
         return error.found
     return f"attributes are incomplete ({type(error).__name__}: {error})"
@@ -198,7 +220,7 @@ def _check_sealed(
                 problems.append((None, wrong))
             hashes[split] = sealed_hashes(objects, trial_id, name)
         except SweeperError as error:
-            problems.append((None, error.found))
+            problems.append((None, _text(error)))
             continue
         pairs = enumerate(zip(found["snapshot_hashes"][split], hashes[split], strict=False))
         problems += [
@@ -226,11 +248,11 @@ def _check_staged(objects: Objects, staged: StagedTrial, samples: _Samples) -> P
         try:
             yield from _check_snapshot(staged, snapshot, samples)
         except SweeperError as error:
-            yield snapshot, error.found
+            yield snapshot, _text(error)
     try:
         staged_reference(staged)
     except SweeperError as error:
-        yield None, error.found
+        yield None, _text(error)
 
 
 def _check_targets(
@@ -241,7 +263,7 @@ def _check_targets(
         try:
             n_targets = len(read_targets(objects, folder, header, phase))
         except SweeperError as error:
-            yield None, error.found
+            yield None, _text(error)
             continue
         shape = samples.shapes.get(header["target_set"])
         if shape is not None and shape[0] != n_targets:

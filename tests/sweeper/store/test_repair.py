@@ -158,6 +158,23 @@ def test_a_trial_of_a_newer_format_is_not_removed(tiny, others):
     assert tree(tiny.path) == before
 
 
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["staged", "sealed"])
+def test_a_damaged_import_is_taken_out_to_be_imported_again(tiny, others, is_sealed):
+    imported = {"provenance": {"imported": {"file": "theirs.npz", "sha256": "0"}}}
+    if is_sealed:
+        trial = tiny.sealed(**imported)
+        (shard,) = (tiny.path / f"trials/{trial}").rglob("c.0.0.0")
+    else:
+        trial = tiny.record(**imported).header.trial_id
+        shard = tiny.path / f"staging/{trial}/{ARRAY}/c.0.0.0"
+    shard.write_bytes(b"")
+    (damage,) = damages(tiny)
+    assert "sweeper import" in damage.remedy
+    done = mend(tiny)
+    assert (done.requeued, done.removed, done.left) == ([], [trial], [])
+    assert damages(tiny) == ()
+
+
 def test_a_trial_that_the_journal_has_complete_and_the_store_lost_is_found(tiny, others):
     gone, kept = tiny.sealed(1), tiny.sealed(2)
     shutil.rmtree(tiny.path / "trials" / gone)
