@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import uuid
@@ -16,6 +17,12 @@ _CRASH_AT = "SWEEPER_CRASH_AT"
 _passed: Counter[str] = Counter()
 
 PARTIAL = ".partial"
+
+# Folders whose names are durable, as far as this process knows.
+_settled: set[Path] = set()
+_MAX_SETTLED = 10_000
+# How the system answers who may not read a folder, or wants to sync one that cannot be written.
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS, errno.ENOTSUP)
 
 Bytes = bytes | bytearray | memoryview
 
@@ -51,7 +58,8 @@ def write_exclusively(path: Path, data: Bytes) -> bool:
         os.link(partial, path)
         return True
     except FileExistsError:
-        return False
+        # Over NFS the answer to our own link may be lost, and the link asked for once more.
+        return partial.stat().st_nlink > 1
     finally:
         partial.unlink(missing_ok=True)
         sync_folder(path.parent)  # when it was lost, too: the winner may not have come to it
@@ -59,19 +67,24 @@ def write_exclusively(path: Path, data: Bytes) -> bool:
 
 def _write_partial(path: Path, parts: Iterable[Bytes]) -> Path:
     """A durable temporary file beside `path`; gone if writing it fails."""
+    folder = path.parent.absolute()
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    if folder not in _settled:
+        _make_folder(folder)
     try:
         file = partial.open("wb", buffering=0)
-    except FileNotFoundError:
-        _make_folder(path.parent)
+    except FileNotFoundError:  # it was removed since
+        _make_folder(folder)
         file = partial.open("wb", buffering=0)
     try:
         with file:
             for part in parts:
                 write_all(file, part)
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # the system names none where a write fails
         raise
     return partial
 
@@ -84,12 +97,25 @@ def write_all(file: FileIO, data: Bytes) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """`mkdir -p`, each new name durable."""
-    if folder.is_dir():
+    """`mkdir -p`, each name durable.
+
+    That of a folder that is there, too: whoever made it may have died before it was.
+    """
+    if folder in _settled and folder.is_dir():
         return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    if folder != folder.parent:
+        _make_folder(folder.parent)
+        is_ours = not folder.is_dir()
+        if is_ours:
+            folder.mkdir(exist_ok=True)
+        try:
+            sync_folder(folder.parent)
+        except OSError as error:
+            if is_ours or error.errno not in _NOT_OURS:
+                raise
+    if len(_settled) >= _MAX_SETTLED:
+        _settled.clear()
+    _settled.add(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sweeper.durable import crash_point, write_all, write_atomically
+from sweeper.durable import crash_point, sync_folder, write_all, write_atomically
 from sweeper.errors import SweepDirError
 
 
@@ -175,6 +175,7 @@ class Journal:
         found = read_events(path)
         self.torn = found.torn
         self._file = path.open("ab", buffering=0)
+        sync_folder(path.parent)
         self.offset = found.offset
         if found.torn:
             self._file.truncate(found.offset)

@@ -26,7 +26,10 @@ PREDICTIONS = "predictions.zarr"  # a sweep directory's store
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # a heartbeat older than this, from another host, is a dead driver's
 
-_RECORDED_PACKAGES = ("sweeper", "torch", "torchvision", "ray", "zarr", "numpy", "scikit-learn")
+_RECORDED_PACKAGES = (
+    *("sweeper", "torch", "torchvision", "ray", "numpy", "scikit-learn"),
+    *("zarr", "numcodecs", "obstore"),
+)
 
 
 class SweepDir:

@@ -17,7 +17,7 @@ import torch
 from sweeper.attempt import Order, Outcome, Progress, Waiting
 from sweeper.config import SCHEMA_VERSION, TrialConfig
 from sweeper.durable import crash_point
-from sweeper.errors import CheckpointError, ConfigError, StoreError
+from sweeper.errors import CheckpointError, ConfigError, MissingStoreError, StoreError
 from sweeper.plan import Size
 from sweeper.room import is_full, when_there_is_room
 from sweeper.store.objects import Objects
@@ -25,7 +25,7 @@ from sweeper.store.opening import create_store
 from sweeper.store.root import Root
 from sweeper.store.schema import SampleSet, sealed_layout
 from sweeper.store.seal import State, is_sealed, remove_leftovers, seal
-from sweeper.store.staging import StagedTrial, attempts, owner_of
+from sweeper.store.staging import StagedTrial, owner_of
 from sweeper.store.writer import AttemptWriter, TrialHeader
 from sweeper.sweep_dir import environment
 from sweeper.train import checkpoint, data, labels_fitted, metric_names, planned_steps, train
@@ -103,8 +103,8 @@ class _Attempt:
         config = TrialConfig.from_flat(self.order.config)
         objects = self._patiently(lambda: create_store(self.root.predictions))
         if is_sealed(objects, self.order.trial_id):
-            found = remove_leftovers(objects, self.order.trial_id)
-            self.root.remove_checkpoints(self.order.trial_id)
+            found = self._patiently(lambda: remove_leftovers(objects, self.order.trial_id))
+            self._patiently(lambda: self.root.remove_checkpoints(self.order.trial_id))
             self.number = int(found["attempts"][-1]["attempt"])
             return self.outcome(found["state"], found["digest"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -184,7 +184,7 @@ class _Attempt:
     def _finish(self, objects: Objects, writer: AttemptWriter, state: State) -> Outcome:
         trial_id = self.order.trial_id
         digest = self._patiently(lambda: seal(objects, trial_id, state, writer.attempt))
-        self.root.remove_checkpoints(trial_id)
+        self._patiently(lambda: self.root.remove_checkpoints(trial_id))
         self.log(f"{state}, digest {digest[:12]}")
         return self.outcome(state, digest)
 
@@ -192,9 +192,10 @@ class _Attempt:
 
     def _restore(self, objects: Objects, n_planned: int) -> _Restored:
         """Where this attempt starts: after all snapshots, at a checkpoint, or at the beginning."""
-        if not attempts(objects, self.order.trial_id):
+        try:
+            staged = StagedTrial(objects, self.order.trial_id)
+        except MissingStoreError:  # nothing, or a crash before the first attempt was claimed
             return _Restored()
-        staged = StagedTrial(objects, self.order.trial_id)
         if staged.n_recorded == n_planned and not staged.holes:
             step = int(staged.header["steps"][-1])
             return _Restored(next_snapshot=n_planned, step=step, all_staged=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import numpy as np
 import pytest
 
 from sweeper.config import content_id
+from sweeper.store import url
 from sweeper.store.opening import create_store
 from sweeper.store.schema import LOG_PROB_MIN, SampleSet
 from sweeper.store.seal import seal
 from sweeper.store.writer import AttemptWriter, TrialHeader
+from tests.s3_server import BUCKET, Proxy, environment, s3_server
 
 CLASSES = ("ant", "bee", "cat")
 METRICS = ("test_loss", "test_accuracy")
@@ -39,7 +43,7 @@ def log_probs(*seeds: int, n_samples: int = 12, scale: float = 3.0) -> np.ndarra
 class TinyStore:
     """A store, and what should be read of it."""
 
-    path: Path
+    path: Path | str  # a string may be a URL
     samples: Mapping[str, SampleSet] = field(default_factory=lambda: {"test": sample_set()})
     n_snapshots: int = 4
 
@@ -108,3 +112,39 @@ def make_log_probs() -> Callable[..., np.ndarray]:
 def make_samples() -> Callable[..., SampleSet]:
     """Seeded sample sets."""
     return sample_set
+
+
+# --- a bucket ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """Where this process's own S3 server listens, on loopback."""
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix of this test's own in a bucket that the environment has the credentials for."""
+    for variable in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment(s3_endpoint).items():
+        monkeypatch.setenv(variable, value)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex[:8]}/sweep"
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """What all requests to the bucket go through; they are tried four times more, at once."""
+    backoff = {
+        "init_backoff": timedelta(milliseconds=1),
+        "max_backoff": timedelta(milliseconds=5),
+        "base": 2,
+    }
+    monkeypatch.setattr(url, "BACKOFF", backoff)
+    monkeypatch.setattr(url, "MAX_RETRIES", 4)
+    found = Proxy(s3_endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", found.endpoint)
+    yield found
+    found.close()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from sweeper.attempt import CHECKPOINT_SECONDS, Order, Outcome, Progress, Waiting
 from sweeper.config import SCHEMA_VERSION, Flat, TrialConfig, upgrade
-from sweeper.durable import write_atomically
-from sweeper.errors import SweepDirError
+from sweeper.durable import PARTIAL, write_atomically
+from sweeper.errors import SweepDirError, UnavailableStoreError
 from sweeper.grid import Trial
 from sweeper.journal import Journal, Tally
 from sweeper.plan import Plan, plug_in_hashes, write_plan
@@ -63,8 +63,8 @@ class Counts:
 def complete_trials(root: str) -> dict[str, Flat]:
     """The trials that a store holds complete: configurations by id, both in today's schema."""
     predictions = Root(root).predictions
-    if not predictions.names(""):
-        return {}
+    if all(name.endswith(PARTIAL) for name in predictions.names("")):
+        return {}  # not there, or a crash while it was made
     return _complete(Store(predictions))
 
 
@@ -123,7 +123,7 @@ def drive(
             executor.run(_orders(folder, root, todo, launch, hashes), scribe.take, stop.is_set)
             scribe.write("ended", reason=_reason(counts, len(todo)))
             scribe.save()
-        with _room_or_not():
+        with _room_or_not(), contextlib.suppress(UnavailableStoreError):
             write_index(store.objects, Store(store.objects).summary)
     return counts
 
@@ -305,7 +305,7 @@ class _Scribe:
         self.saved = time.monotonic()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _room_or_not() -> Iterator[None]:
     """What can always be made again is not written to a full disk."""
     try:
@@ -330,7 +330,7 @@ class _Stop:
         self._set = True
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals() -> Iterator[_Stop]:
     """Drain at the first SIGINT, SIGTERM or SIGUSR1; a second SIGINT kills."""
     stop = _Stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 from sweeper.attempt import Order
@@ -24,12 +25,18 @@ class LocalExecutor:
         should_stop: Callable[[], bool],
     ) -> None:
         """Run all orders; returns when each has ended, or when drained."""
+        telling = threading.Lock()
+
+        def tell(event: Event) -> None:
+            with telling:  # an attempt that waits for room says so from the thread that records
+                on_event(event)
+
         for order in orders:
             if should_stop():
                 return
             try:
-                outcome = self._runner(order, should_stop, on_event)
+                outcome = self._runner(order, should_stop, tell)
             except Exception as error:
-                on_event(Failure.of(order.trial_id, error))
+                tell(Failure.of(order.trial_id, error))
             else:
-                on_event(outcome)
+                tell(outcome)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from sweeper.durable import PARTIAL
-from sweeper.errors import FormatVersionError, MissingStoreError, StoreError, StoreURLError
+from sweeper.errors import (
+    FormatVersionError,
+    MissingStoreError,
+    StoreError,
+    StoreURLError,
+    UnavailableStoreError,
+)
 from sweeper.store.objects import Objects, metadata_key, open_objects
 from sweeper.store.schema import FORMAT
 
@@ -68,12 +74,18 @@ def check_place(root: str) -> None:
     if "://" in root:
         scheme, _, path = objects.location.partition("://")
         parts = path.split("/")
-        above = [f"{scheme}://{'/'.join(parts[:n])}" for n in range(1, len(parts) + 1)]
+        above = [f"{scheme}://{'/'.join(parts[:n])}" for n in range(len(parts), 0, -1)]
     else:
         folder = Path(root).absolute()
         above = [str(parent) for parent in (folder, *folder.parents)]
     for place in above:
-        if open_objects(place).exists(metadata_key("")):
+        try:
+            is_inside = open_objects(place).exists(metadata_key(""))
+        except UnavailableStoreError:
+            if place == above[0]:
+                raise
+            continue  # credentials may reach one prefix of a bucket and nothing above it
+        if is_inside:
             raise StoreURLError(
                 root,
                 f"inside the store `{place}`",

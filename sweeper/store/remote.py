@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
-from pathlib import Path
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import MemoryStore, from_url
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotSupportedError
 
 from sweeper.durable import Bytes
-from sweeper.errors import StoreURLError, UnavailableStoreError
+from sweeper.errors import UnavailableStoreError
+from sweeper.store import url
 from sweeper.store.objects import Entry, Objects
+from sweeper.store.url import check_url, open_url, reason
 
-SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "memory")
-MAX_KEY_BYTES = 1024  # of S3, Google and Azure alike
-_LONGEST_NAME = 120  # of our own objects below a store
-
-# Throttling (429, 503), errors of the server and lost connections are tried again for so long.
-RETRY_SECONDS = 180.0
-_MAX_RETRIES = 12
-_BACKOFF = {
-    "init_backoff": timedelta(milliseconds=200),
-    "max_backoff": timedelta(seconds=20),
-    "base": 2,
-}
 # Up to here an object is one PUT; above, a multipart upload of so large parts, a few at once.
 # Either appears whole or not at all.
 ONE_PUT_BYTES = 64 << 20
 _PART_BYTES, _PARTS_AT_ONCE = 16 << 20, 4
-
-_memory: dict[str, MemoryStore] = {}  # `memory://name` is one store in all of this process
+_NEAR_BYTES = 1 << 20  # ranges that are no further apart are one request
+_CONFLICT_SECONDS, _CONFLICTS = 0.2, 50  # how often, and with what pauses, to create once more
 
 
 class RemoteObjects(Objects):
@@ -48,9 +35,9 @@ class RemoteObjects(Objects):
     `create` is a conditional PUT.
     """
 
-    def __init__(self, url: str) -> None:
-        self.location = check_url(url)
-        self._store, self._prefix = _open(self.location)
+    def __init__(self, location: str) -> None:
+        self.location = check_url(location)
+        self._store, self._prefix = open_url(self.location)
 
     def __reduce__(self) -> tuple[type[RemoteObjects], tuple[str]]:
         return type(self), (self.location,)
@@ -63,22 +50,42 @@ class RemoteObjects(Objects):
     def read_tail(self, key: str, size: int) -> Bytes:
         """The last `size` bytes of an object, or all of a smaller one."""
         with self._reached(key) as path:
-            found = obstore.get(self._store, path, options={"range": {"suffix": size}})
-            return memoryview(found.bytes())
+            try:
+                found = obstore.get(self._store, path, options={"range": {"suffix": size}})
+                return memoryview(found.bytes())
+            except BaseError as error:
+                if not _is_about_ranges(error):
+                    raise
+            stop = obstore.head(self._store, path)["size"]
+            if stop == 0:
+                return b""
+            start = max(0, stop - size)
+            return memoryview(obstore.get_range(self._store, path, start=start, end=stop))
 
     def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Sequence[Bytes]:
         """Parts of an object, each from its start up to its stop, cut where the object ends."""
-        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
+        runs = _runs(ranges)
+        starts, stops = [start for start, _ in runs], [stop for _, stop in runs]
         with self._reached(key) as path:
-            found = obstore.get_ranges(self._store, path, starts=starts, ends=stops)
-            return [memoryview(part) for part in found]
+            try:
+                # Obstore would join them, too, and panic where the object ends between two.
+                found = obstore.get_ranges(self._store, path, starts=starts, ends=stops)
+            except BaseError as error:
+                if not _is_about_ranges(error):
+                    raise
+                starts, found = [0], [obstore.get(self._store, path).bytes()]
+        parts = []
+        for start, stop in ranges:
+            at = bisect_right(starts, start) - 1
+            parts.append(memoryview(found[at])[start - starts[at] : stop - starts[at]])
+        return parts
 
     def write_parts(self, key: str, parts: Iterable[Bytes]) -> None:
         """Replace an object by these parts, which may be made as they are written."""
         left = iter(parts)
         first = _take(left, ONE_PUT_BYTES)
         following = next(left, None)
-        with self._reached(key) as path:
+        with self._reached(key, writes=True) as path:
             if following is None:
                 obstore.put(self._store, path, b"".join(first), use_multipart=False)
                 return
@@ -97,17 +104,23 @@ class RemoteObjects(Objects):
         An answer can be lost after the object was written, so whoever fails looks whether what
         is there is its own; hence what several processes may create must differ between them.
         """
-        try:
-            with self._reached(key) as path:
-                obstore.put(self._store, path, data, mode="create", use_multipart=False)
-        except AlreadyExistsError:
-            pass
-        except UnavailableStoreError:
-            if not self.exists(key):
+        for _ in range(_CONFLICTS):
+            try:
+                with self._reached(key, writes=True) as path, suppress(AlreadyExistsError):
+                    put = partial(obstore.put, mode="create", use_multipart=False)
+                    _again_if_late(put, self._store, path, data)
+                    return True
+            except UnavailableStoreError:
+                with suppress(UnavailableStoreError, FileNotFoundError):
+                    if self.exists(key):
+                        return bytes(self.read(key)) == data
                 raise
-        else:
-            return True
-        return bytes(self.read(key)) == data
+            with suppress(FileNotFoundError):
+                return bytes(self.read(key)) == data
+            # Refused because of others who create it at this moment, none of whom may succeed.
+            time.sleep(_CONFLICT_SECONDS)
+        found = "it is neither there nor can it be created"
+        raise UnavailableStoreError(f"{self.location}/{key}", found)
 
     def names(self, key: str) -> list[str]:
         """The names directly below `key`, sorted; empty when it does not exist."""
@@ -142,12 +155,18 @@ class RemoteObjects(Objects):
 
     def delete(self, key: str) -> None:
         """Remove `key` and everything below it; nothing happens when it does not exist."""
+        while found := self._below(key):
+            # Another process may remove them, too; some services make an error of that.
+            with suppress(FileNotFoundError), self._reached(key):
+                _again_if_late(obstore.delete, self._store, found)
+                return
+
+    def _below(self, key: str) -> list[str]:
+        """The paths of all objects below `key`, or its own if it is one."""
         found = [self._path(entry.key) for entry in self.walk(key)]
-        if not found and self.exists(key):
-            found = [self._path(key)]
-        with self._reached(key):
-            if found:
-                obstore.delete(self._store, found)
+        if not found and key and self.exists(key):
+            return [self._path(key)]
+        return found
 
     def remove_partials(self) -> None:
         """There are none that can be listed; a rule of the bucket can end stale uploads."""
@@ -157,25 +176,24 @@ class RemoteObjects(Objects):
 
     def below(self, key: str) -> RemoteObjects:
         """The same backend, one level down; the connections are shared."""
-        inner = copy.copy(self)
-        inner.location, inner._prefix = f"{self.location}/{key}", self._path(key)
+        inner = type(self).__new__(type(self))
+        inner.location = f"{self.location}/{key}"
+        inner._store, inner._prefix = self._store, self._path(key)
         return inner
 
     def _path(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix and key else self._prefix or key
 
     @contextmanager
-    def _reached(self, key: str) -> Iterator[str]:
-        """Errors of the service as ours; what is absent stays FileNotFoundError."""
+    def _reached(self, key: str, writes: bool = False) -> Iterator[str]:
+        """Errors of the service as ours; what is absent to a reader stays FileNotFoundError."""
         where = f"{self.location}/{key}" if key else self.location
         try:
             yield self._path(key)
-        except FileNotFoundError:
-            raise FileNotFoundError(where) from None
-        except AlreadyExistsError:
-            raise
         except (BaseError, OSError) as error:
             # Not `from error`: what the service answered may name an access key.
+            if isinstance(error, FileNotFoundError) and not writes:
+                raise FileNotFoundError(where) from None
             raise UnavailableStoreError(where, reason(error)) from None
 
 
@@ -184,105 +202,36 @@ def _take(parts: Iterator[Bytes], size: int) -> list[Bytes]:
     taken, total = [], 0
     for part in parts:
         taken.append(part)
-        total += len(part)
+        total += memoryview(part).nbytes
         if total > size:
             break
     return taken
 
 
-def reason(error: Exception) -> str:
-    """Why the service did not do it, on one line, without what may be secret.
-
-    Answers of S3 can repeat the access key, and a signed URL carries its signature.
-    """
-    text = str(error).partition("\n\nDebug source")[0]
-    said, _, answer = text.partition("<?xml")
-    code = re.search(r"<Code>([^<]*)</Code>", answer)
-    said = re.sub(r"\?[^\s'\")]*", "", said).strip().rstrip(":")
-    return " ".join(said.split()) + (f" ({code.group(1)})" if code else "")
-
-
-def check_url(url: str) -> str:
-    """The URL without a trailing slash.
-
-    Raises
-    ------
-    StoreURLError : of another scheme, with credentials, or with a name that no object can have.
-    """
-    parts = urlsplit(url)
-    shown = f"{parts.scheme}://{parts.hostname or ''}{parts.path}"  # never what may be a secret
-    if parts.username or parts.password or parts.query or parts.fragment:
-        found = "credentials or parameters in the URL of a store"
-        hint = "set AWS_ACCESS_KEY_ID and the like, or the standard files of the platform"
-        raise StoreURLError(shown, found, "they come from the environment", hint)
-    if parts.scheme not in SCHEMES:
-        raise StoreURLError(
-            shown, f"unknown scheme `{parts.scheme}`", f"one of {', '.join(SCHEMES)}"
-        )
-    path = parts.path.strip("/")
-    names = path.split("/") if path else []
-    if any(re.fullmatch(r"[A-Za-z0-9!_.*'()=+@,-]+", name) is None for name in names) or (
-        {".", ".."} & set(names)
-    ):
-        allowed = "names of letters, digits and !_.*'()=+@,- between single slashes"
-        raise StoreURLError(shown, "a prefix that not every store can have", allowed)
-    if len(path) + _LONGEST_NAME > MAX_KEY_BYTES:
-        allowed = f"at most {MAX_KEY_BYTES - _LONGEST_NAME}"
-        raise StoreURLError(shown, f"a prefix of {len(path)} bytes", allowed)
-    return url.rstrip("/")
+def _again_if_late(act: Callable[..., Any], *arguments: Any) -> None:
+    """Do it, once more after a time-out: it may have been done, so obstore does not dare to."""
+    deadline = time.monotonic() + url.RETRY_SECONDS
+    while True:
+        try:
+            act(*arguments)
+            return
+        except GenericError as error:
+            if "kind: Timeout" not in str(error) or time.monotonic() > deadline:
+                raise
 
 
-def _open(url: str) -> tuple[Any, str]:
-    """Obstore's own store, and the prefix below it."""
-    scheme, _, path = url.partition("://")
-    name, _, prefix = path.partition("/")
-    if scheme == "memory":
-        return _memory.setdefault(name, MemoryStore()), prefix
-    options: dict[str, Any] = {
-        "client_options": {"timeout": "120s", "connect_timeout": "10s"},
-        "retry_config": {
-            "max_retries": _MAX_RETRIES,
-            "retry_timeout": timedelta(seconds=RETRY_SECONDS),
-            "backoff": _BACKOFF,
-        },
-    }
-    if scheme in ("s3", "s3a"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
-        if endpoint.startswith("http://"):  # said by the user: a store of their own network
-            options["client_options"]["allow_http"] = True
-        if provider := _credentials_of_files():
-            options["credential_provider"] = provider
-    try:
-        return from_url(url, **options), ""
-    except (BaseError, ValueError, OSError) as error:
-        raise StoreURLError(url, reason(error)) from None
+def _runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges in ascending order, those that are near one another joined."""
+    runs: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if runs and start <= runs[-1][1] + _NEAR_BYTES:
+            start, last = runs.pop()
+            stop = max(stop, last)
+        runs.append((start, stop))
+    return runs
 
 
-def _credentials_of_files() -> Any:
-    """What reads the profiles of `~/.aws`, None where the environment or the platform has them.
-
-    Raises
-    ------
-    StoreURLError : there are profiles, and boto3, which knows how to read them, is not installed.
-    """
-    if "AWS_ACCESS_KEY_ID" in os.environ:
-        return None
-    files = [
-        Path(os.environ.get(variable, Path.home() / ".aws" / name)).expanduser()
-        for variable, name in (
-            ("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
-            ("AWS_CONFIG_FILE", "config"),
-        )
-    ]
-    if "AWS_PROFILE" not in os.environ and not any(path.is_file() for path in files):
-        return None
-    try:
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
-        found = "the credentials of a profile need boto3, which is not installed"
-        hint = "`pip install 'sweeper[s3]'`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        raise StoreURLError("~/.aws", found, hint=hint) from None
-    try:
-        return Boto3CredentialProvider()
-    except ValueError:  # the profiles have none: the platform may
-        return None
+def _is_about_ranges(error: Exception) -> bool:
+    """Whether a range was refused: it begins beyond the end, or the service (Azure) cannot."""
+    pattern = "416 Range Not Satisfiable|non-partial response|Invalid range"
+    return isinstance(error, NotSupportedError) or re.search(pattern, str(error)) is not None

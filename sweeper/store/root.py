@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +58,8 @@ class Root:
         if isinstance(self._objects, LocalObjects):
             return _FileLog(self._objects.root / "logs" / f"{trial_id}.log").add
         name = f"logs/{trial_id}/{time.strftime('%Y%m%dT%H%M%S')}-{socket.gethostname()}"
-        return _ObjectLog(self._objects, f"{name}-{os.getpid()}.log").add
+        name = f"{name}-{os.getpid()}-{uuid.uuid4().hex[:6]}"  # one process may make two a second
+        return _ObjectLog(self._objects, f"{name}.log").add
 
 
 def _stamped(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable
 
 from sweeper.errors import HoleError, MissingStoreError, StoreError
@@ -10,22 +9,27 @@ from sweeper.store.arrays import REMEDY, StoredArray, write_whole
 from sweeper.store.objects import Objects, metadata_key
 from sweeper.store.schema import SampleSet, samples_key
 
+_ARRAYS = "arrays"
+
 
 def write_sample_set(objects: Objects, samples: SampleSet) -> None:
-    """Write labels and ids once, under a name of this writer's, published by the group."""
+    """Write labels and ids once, published by the group.
+
+    All writers of a set write the same values in the same place, so that none disturbs another
+    and one that is killed leaves nothing that the next does not use.
+    """
     key = samples_key(samples.hash)
     if objects.exists(metadata_key(key)):
+        objects.settle(metadata_key(key))  # a publisher may have died before it did
         return
-    name = uuid.uuid4().hex[:8]
     for part, values in (("labels", samples.labels), ("ids", samples.ids)):
-        write_whole(objects, f"{key}/{name}/{part}", values)
+        write_whole(objects, f"{key}/{_ARRAYS}/{part}", values)
     attributes = {
-        "arrays": name,
+        "arrays": _ARRAYS,
         "split": samples.split,
         "class_names": list(samples.class_names),
     }
-    if not objects.create_group(key, attributes):
-        objects.delete(f"{key}/{name}")  # another writer published the same set first
+    objects.create_group(key, attributes)
 
 
 def read_sample_set(objects: Objects, key: str) -> SampleSet:

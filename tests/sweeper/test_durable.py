@@ -1,4 +1,6 @@
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +25,12 @@ while True:
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """The durability calls made, in order, with what each was about."""
+def calls(tmp_path, monkeypatch):
+    """The durability calls made, in order, with what each was about.
+
+    What is in `tmp_path` already is durable, and so is its own name.
+    """
+    write_atomically(tmp_path / "before", b"")
     made = []
 
     def watch(name, describe):
@@ -60,8 +66,42 @@ def test_an_exclusive_file_is_synced_before_it_has_its_name_and_the_name_afterwa
 
 def test_the_names_of_new_folders_are_synced_too(tmp_path, calls):
     write_atomically(tmp_path / "a/b/x", b"1")
-    assert calls[:2] == [("fsync", "folder")] * 2
+    assert calls[:3] == [("fsync", "folder")] * 2 + [("fsync", "file")]
     assert (tmp_path / "a/b/x").read_bytes() == b"1"
+
+
+def test_the_names_of_folders_that_others_made_are_synced_once(tmp_path, calls):
+    (tmp_path / "a/b").mkdir(parents=True)  # by a process that was killed before it synced them
+    write_atomically(tmp_path / "a/b/x", b"1")
+    assert calls[:3] == [("fsync", "folder")] * 2 + [("fsync", "file")]
+    calls.clear()
+    write_atomically(tmp_path / "a/b/y", b"1")
+    assert calls == [("fsync", "file"), ("replace", "y"), ("fsync", "folder")]
+
+
+def test_a_folder_that_was_removed_is_made_and_synced_again(tmp_path, calls):
+    write_atomically(tmp_path / "a/x", b"1")
+    shutil.rmtree(tmp_path / "a")
+    calls.clear()
+    write_atomically(tmp_path / "a/x", b"2")
+    assert calls[:2] == [("fsync", "folder"), ("fsync", "file")]
+    assert (tmp_path / "a/x").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EINVAL, errno.EROFS])
+def test_folders_above_that_cannot_be_synced_are_none_of_ours(tmp_path, monkeypatch, code):
+    (tmp_path / "theirs/ours").mkdir(parents=True)
+    sync_folder = durable.sync_folder
+
+    def refusing(folder):
+        if folder == tmp_path / "theirs":
+            raise OSError(code, os.strerror(code))
+        sync_folder(folder)
+
+    monkeypatch.setattr(durable, "sync_folder", refusing)
+    write_atomically(tmp_path / "theirs/ours/x", b"1")
+    with pytest.raises(OSError, match=os.strerror(code)):  # we made it, so it must be durable
+        write_atomically(tmp_path / "theirs/new/x", b"1")
 
 
 def test_an_atomic_write_replaces_and_an_exclusive_one_does_not(tmp_path):

@@ -76,8 +76,8 @@ def test_every_event_is_synced_before_append_returns(tmp_path, monkeypatch):
         fsync(descriptor)
         synced.append(path.stat().st_size)
 
-    monkeypatch.setattr(os, "fsync", watched)
     with Journal(path) as journal:
+        monkeypatch.setattr(os, "fsync", watched)
         for i in range(3):
             journal.append("lost", trial=f"t{i}")
             assert len(synced) == i + 1

@@ -92,6 +92,17 @@ def test_without_a_checkpoint_a_trial_starts_over_and_ends_the_same(tmp_path: Pa
     assert starts(order) == [0, 0]
 
 
+def test_an_attempt_that_was_killed_before_its_claim_does_not_block_the_next(
+    tmp_path: Path, expected: str
+):
+    order = order_in(tmp_path)
+    (tmp_path / "predictions.zarr/staging" / order.trial_id / "1").mkdir(parents=True)
+    (tmp_path / "predictions.zarr/zarr.json").write_text(
+        '{"attributes": {"sweeper_format": 1}, "node_type": "group", "zarr_format": 3}'
+    )
+    assert run(order).digest == expected
+
+
 def test_a_damaged_checkpoint_is_ignored_and_said_so(tmp_path: Path, expected: str):
     order = order_in(tmp_path)
     run(order, 9)

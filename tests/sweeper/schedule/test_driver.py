@@ -79,6 +79,17 @@ def test_a_driver_that_raises_leaves_the_directory_free(
     assert go(folder, [make_trial()], pretend).n_complete == 1
 
 
+def test_a_crash_while_the_store_was_made_does_not_block_the_next_launch(
+    tmp_path: Path, make_trial: Callable[..., Trial]
+):
+    folder = SweepDir(tmp_path / "sweep")
+    half = folder.path / "predictions.zarr" / f"zarr.json.{'0' * 32}.partial"
+    half.parent.mkdir(parents=True)
+    half.write_text('{"zarr_')
+    assert go(folder, [make_trial()], run_attempt).n_complete == 1
+    assert not half.exists()
+
+
 def test_temporary_files_are_swept_but_not_those_of_an_analysis(
     tmp_path: Path, make_trial: Callable[..., Trial]
 ):

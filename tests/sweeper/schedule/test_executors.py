@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from sweeper.attempt import Order, Outcome, Progress
+from sweeper.attempt import Order, Outcome, Progress, Waiting
 from sweeper.grid import Trial
 from sweeper.schedule.executor import Event, Executor, Failure, Lost
 from sweeper.schedule.local import LocalExecutor
@@ -76,6 +78,28 @@ class TestExecutor:
         drained, whole = (open_store(tmp_path / name).trials() for name in ("sweep", "whole"))
         assert drained["digest"].tolist() == whole["digest"].tolist()
         assert not (tmp_path / "sweep" / "checkpoints" / long[0].trial_id).exists()
+
+
+def test_events_from_several_threads_of_an_attempt_reach_the_driver_one_at_a_time(
+    tmp_path: Path, make_trial: MakeTrial
+):
+    trial, alone, heard = make_trial(), threading.Lock(), []
+
+    def talk(order: Order, should_stop: object, on_progress: Callable[[Waiting], None]) -> Outcome:
+        said = Waiting(order.trial_id, "no room")
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda _: on_progress(said), range(20)))
+        return Outcome(order.trial_id, 1, "complete", 0.1)
+
+    def hear(event: Event) -> None:
+        assert alone.acquire(blocking=False)
+        time.sleep(0.001)
+        heard.append(event)
+        alone.release()
+
+    order = Order(trial.trial_id, trial.config.to_flat(), str(tmp_path))
+    LocalExecutor(talk).run([order], hear, lambda: False)
+    assert len(named(heard, Waiting)) == 20
 
 
 @pytest.mark.ray
