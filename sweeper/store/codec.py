@@ -20,6 +20,8 @@ from sweeper.store.schema import Array
 blosc.use_threads = False
 
 CRC_BYTES = 4
+_RESIDUE = 0x48674BC7  # the CRC-32C of any bytes that their own CRC-32C follows
+_COPIED_AT_ONCE = 128 << 10
 _ABSENT = 2**64 - 1  # offset and size, in a shard's index, of a chunk that was never written
 
 
@@ -29,42 +31,47 @@ def encode(values: Array) -> bytes:
     return with_crc(coder.encode(np.ascontiguousarray(values)))
 
 
-def decode(data: Bytes, dtype: str, shape: tuple[int, ...]) -> Array:
-    """A chunk's values.
+def decode(data: Bytes, values: Array) -> None:
+    """Fill `values` with a chunk's.
 
     Raises
     ------
     ValueError : a bit has changed, or they are not of this shape.
     """
     checked = without_crc(data)
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = values.nbytes
     if len(checked) < blosc.MAX_OVERHEAD or int.from_bytes(checked[4:8], "little") != size:
         raise ValueError(f"its bytes are not {size} values' bytes")
-    values = np.empty(shape, dtype)
     try:
         blosc.decompress(checked, values)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    return values
 
 
 def with_crc(data: Bytes) -> bytes:
     """The data and its CRC-32C."""
-    crc: int = google_crc32c.value(bytes(data))
-    return bytes(data) + crc.to_bytes(CRC_BYTES, "little")
+    return bytes(data) + _crc(data).to_bytes(CRC_BYTES, "little")
 
 
-def without_crc(data: Bytes) -> bytes:
+def without_crc(data: Bytes) -> memoryview:
     """What is before its CRC-32C.
 
     Raises
     ------
     ValueError : the two do not match.
     """
-    checked, found = bytes(data[:-CRC_BYTES]), bytes(data[-CRC_BYTES:])
-    if google_crc32c.value(checked).to_bytes(CRC_BYTES, "little") != found:
+    if _crc(data) != _RESIDUE:
         raise ValueError("its checksum does not match")
-    return checked
+    return memoryview(data)[:-CRC_BYTES]
+
+
+def _crc(data: Bytes) -> int:
+    """The CRC-32C; google_crc32c takes nothing but `bytes`, so of a view it gets small copies."""
+    size = len(data) if isinstance(data, bytes) else _COPIED_AT_ONCE
+    crc: int = 0
+    for start in range(0, len(data), size or 1):
+        crc = google_crc32c.extend(crc, bytes(data[start : start + size]))
+    return crc
 
 
 def shard(chunks: Iterable[Array], n_chunks: int, head: bytes = b"") -> Iterator[bytes]:

@@ -103,6 +103,7 @@ class LocalObjects(Objects):
         if not folder.is_dir():
             with suppress(FileNotFoundError, NotADirectoryError):
                 folder.unlink()
+                sync_folder(folder.parent)
             return
         while folder.is_dir():
             try:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sweeper.errors import HoleError, StoreError
-from sweeper.store.arrays import REMEDY, StoredArray, as_run
+from sweeper.store.arrays import REMEDY, StoredArray, as_run, spread
 from sweeper.store.objects import Objects
 from sweeper.store.schema import Array, sealed_key
 from sweeper.store.selection import Selection, indices_of
@@ -96,14 +96,17 @@ def read_staged(staged: StagedTrial, wanted: Wanted, masked: bool) -> Array:
 
     def read(rows: Array, samples: Array, out: Array) -> Array:
         absent = np.zeros(out.shape[:2], bool)
-        for place, snapshot in enumerate(rows.tolist()):
+
+        def read_one(place: int) -> None:
             try:
-                wanted.check(staged.shape(wanted.split, snapshot))
-                out[place] = staged.log_probs(snapshot, wanted.split, samples, wanted.dtype)
+                wanted.check(staged.shape(wanted.split, int(rows[place])))
+                staged.read(int(rows[place]), wanted.split, samples, out[place])
             except HoleError:
                 if not masked:
                     raise
                 absent[place] = True
+
+        spread(read_one, range(len(rows)), staged.reads_at_once)
         return absent
 
     return wanted.gather(staged.n_recorded, read, masked)

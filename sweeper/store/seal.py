@@ -17,6 +17,7 @@ from sweeper.store.arrays import (
     chunk_name,
     create_array,
     padded,
+    spread,
     write_shard,
 )
 from sweeper.store.objects import Objects, metadata_key
@@ -34,7 +35,7 @@ from sweeper.store.schema import (
 from sweeper.store.staging import StagedTrial, claim
 from sweeper.store.targets import copy_targets
 
-BLOCK_BYTES = 128 << 20  # of predictions in memory while a trial is sealed or checked
+BLOCK_BYTES = 64 << 20  # of predictions in memory while a trial is sealed or checked
 
 State = Literal["complete", "diverged"]
 
@@ -200,22 +201,26 @@ def _chunks(
     staged: StagedTrial, split: str, samples: slice, layout: Layout, hashes: SnapshotHashes
 ) -> Iterator[Array]:
     """The chunks of one shard, made while they are written, a block in memory at a time."""
-    for block in _blocks_in_memory(samples, layout):
-        indices = np.arange(block.start, block.stop)
-        values = np.empty((layout.shape[0], len(indices), layout.shape[2]), np.float16)
-        for i in range(len(values)):
-            values[i] = staged.log_probs(i, split, indices)
+    for indices, values in _blocks_in_memory(samples, layout):
+        tasks = [(i, split, indices, out) for i, out in enumerate(values)]
+        spread(lambda task: staged.read(*task), tasks, staged.reads_at_once)
         hashes.update(values)
         for part in blocks(len(indices), layout.chunk[1]):
             yield padded(values[:, part], layout.chunk)
 
 
-def _blocks_in_memory(samples: slice, layout: Layout) -> Iterator[slice]:
-    """Consecutive runs of these samples, of whole chunks, that fit into `BLOCK_BYTES`."""
-    chunk = layout.chunk[1]
-    chunk_bytes = math.prod(layout.chunk) * ITEMSIZE
-    for block in blocks(samples.stop - samples.start, chunk * max(1, BLOCK_BYTES // chunk_bytes)):
-        yield slice(samples.start + block.start, samples.start + block.stop)
+def _blocks_in_memory(samples: slice, layout: Layout) -> Iterator[tuple[Array, Array]]:
+    """Consecutive runs of these samples, of whole chunks, with room for their values.
+
+    The room, at most `BLOCK_BYTES` unless one chunk has more, is the same for all.
+    """
+    n_snapshots, chunk, n_classes = layout.chunk
+    n_chunks = max(1, BLOCK_BYTES // (math.prod(layout.chunk) * ITEMSIZE))
+    size = min(chunk * n_chunks, samples.stop - samples.start)
+    room = np.empty((n_snapshots, size, n_classes), np.float16)
+    for block in blocks(samples.stop - samples.start, size):
+        indices = np.arange(samples.start + block.start, samples.start + block.stop)
+        yield indices, room[:, : len(indices)]
 
 
 def sealed_hashes(objects: Objects, trial_id: str, key: str) -> list[str]:
@@ -227,13 +232,11 @@ def sealed_hashes(objects: Objects, trial_id: str, key: str) -> list[str]:
     """
     where = f"trial {trial_id}"
     array = StoredArray(objects, key, where)
-    n_snapshots, n_samples, n_classes = array.layout.shape
+    n_snapshots, n_samples, _ = array.layout.shape
     hashes = SnapshotHashes(n_snapshots)
-    for samples in _blocks_in_memory(slice(0, n_samples), array.layout):
-        indices = np.arange(samples.start, samples.stop)
-        block = np.empty((n_snapshots, len(indices), n_classes), np.float16)
-        if array.read(0, slice(None), indices, block, where):
-            found = f"`{key}` lacks samples between {samples.start} and {samples.stop - 1}"
+    for samples, values in _blocks_in_memory(slice(0, n_samples), array.layout):
+        if array.read(0, slice(None), samples, values, where):
+            found = f"`{key}` lacks samples between {samples[0]} and {samples[-1]}"
             raise HoleError(where, found, hint=REMEDY)
-        hashes.update(block)
+        hashes.update(values)
     return hashes.hexdigests()

@@ -82,15 +82,19 @@ class StagedAttempt:
         ------
         HoleError : it is absent. StoreError : it is damaged.
         """
-        array = self._array(split, snapshot)
+        n_samples, n_classes = self.shape(split, snapshot)
         if samples is None:
-            samples = np.arange(array.layout.shape[1])
-        out: Array = np.empty((len(samples), array.layout.shape[2]), dtype)
+            samples = np.arange(n_samples)
+        out: Array = np.empty((len(samples), n_classes), dtype)
+        self.read(snapshot, split, samples, out)
+        return out
+
+    def read(self, snapshot: int, split: str, samples: Array, out: Array) -> None:
+        """Fill `out` with what `log_probs` gives of these samples and of its type."""
         where = self._where(snapshot)
-        if array.read(snapshot, slice(None), samples, out[None], where):
+        if self._array(split, snapshot).read(snapshot, slice(None), samples, out[None], where):
             found = f"{split}/log_probs of attempt {self.number} is absent"
             raise HoleError(where, found, hint=REMEDY)
-        return out
 
     def moment(self, snapshot: int) -> Moment:
         """A snapshot's step, epoch, time and metrics.
@@ -174,6 +178,11 @@ class StagedTrial:
         return max(present, default=-1) + 1
 
     @property
+    def reads_at_once(self) -> int:
+        """How many snapshots to read at once: a bucket answers many, each of them late."""
+        return _REQUESTS_AT_ONCE if "://" in self.objects.location else 1
+
+    @property
     def holes(self) -> list[int]:
         """Snapshots below the number recorded that are absent."""
         return [i for i in range(self.n_recorded) if not self.is_present(i)]
@@ -188,6 +197,10 @@ class StagedTrial:
     ) -> Array:
         """A snapshot's predictions, from its owner (see `StagedAttempt.log_probs`)."""
         return self._owner(snapshot).log_probs(snapshot, split, samples, dtype)
+
+    def read(self, snapshot: int, split: str, samples: Array, out: Array) -> None:
+        """Fill `out` with a snapshot's predictions (see `StagedAttempt.read`)."""
+        self._owner(snapshot).read(snapshot, split, samples, out)
 
     def shape(self, split: str, snapshot: int = 0) -> tuple[int, ...]:
         """(n_samples, n_classes) of a split's predictions, as a snapshot's owner has them."""
