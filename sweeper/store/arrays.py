@@ -301,7 +301,10 @@ def _scratch(shape: tuple[int, ...], dtype: str) -> Iterator[Array]:
     Memory that is new to the process costs more, for its page faults, than decoding into it.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    found = _decoded.pop() if _decoded else np.empty(0, np.uint8)
+    try:
+        found = _decoded.pop()
+    except IndexError:  # other threads have them all
+        found = np.empty(size, np.uint8)
     if len(found) < size:
         found = np.empty(size, np.uint8)
     yield found[:size].view(dtype).reshape(shape)

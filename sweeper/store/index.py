@@ -14,10 +14,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import google_crc32c
+
 from sweeper.store.objects import Objects, metadata_key
 from sweeper.store.table import Summary
 
 INDEX = "index.parquet"
+_COLUMNS = ("trial_id", "stamp", "summary", "checksum")
 _REQUESTS_AT_ONCE = 16
 
 
@@ -43,20 +46,29 @@ def read_index(objects: Objects) -> Index:
 
     stamps = objects.stamps("trials", metadata_key(""))
     try:
-        table = pq.read_table(io.BytesIO(objects.read(INDEX)))
-        columns = [table.column(name).to_pylist() for name in ("trial_id", "stamp", "summary")]
+        data = objects.read(INDEX)
+    except FileNotFoundError:
+        return Index(stamps)
+    try:
+        table = pq.read_table(io.BytesIO(data))
+        columns = [table.column(name).to_pylist() for name in _COLUMNS]
         known = {
             trial_id: text
-            for trial_id, stamp, text in zip(*columns, strict=True)
-            if stamps.get(trial_id) == stamp
+            for trial_id, stamp, text, checksum in zip(*columns, strict=True)
+            if stamps.get(trial_id) == stamp and checksum == _checksum(trial_id, stamp, text)
         }
         summaries = json.loads(f"[{','.join(known.values())}]")  # at once, in two thirds the time
         rows = {
             trial_id: Summary(**found) for trial_id, found in zip(known, summaries, strict=True)
         }
-    except (FileNotFoundError, pa.ArrowException, KeyError, TypeError, ValueError):
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):  # of damaged bytes
         return Index(stamps)
     return Index(stamps, rows)
+
+
+def _checksum(*values: str) -> int:
+    """A bit that changes in a Parquet file may give another value and no error."""
+    return int(google_crc32c.value("\n".join(values).encode()))
 
 
 def write_index(objects: Objects, summary: Callable[[str], Summary], rebuild: bool = False) -> int:
@@ -82,12 +94,11 @@ def write_index(objects: Objects, summary: Callable[[str], Summary], rebuild: bo
     rows = before.completed(summary)
     if rows.keys() == known.rows.keys() and not rebuild:
         return len(rows)
-    columns = {
-        "trial_id": list(rows),
-        "stamp": [known.stamps[trial_id] for trial_id in rows],
-        "summary": [json.dumps(dataclasses.asdict(row)) for row in rows.values()],
-    }
+    texts = [json.dumps(dataclasses.asdict(row)) for row in rows.values()]
+    values = [list(rows), [known.stamps[trial_id] for trial_id in rows], texts]
+    checksums = list(map(_checksum, *values))
     buffer = io.BytesIO()
+    columns = dict(zip(_COLUMNS, [*values, checksums], strict=True))
     pq.write_table(pa.table(columns), buffer, compression="zstd")
     objects.write(INDEX, buffer.getbuffer())
     return len(rows)

@@ -7,6 +7,7 @@ import re
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -92,7 +93,7 @@ class RemoteObjects(Objects):
             obstore.put(
                 self._store,
                 path,
-                (bytes(part) for part in itertools.chain(first, [following], left)),
+                (bytes(part) for part in itertools.chain(first, [following], _elsewhere(left))),
                 use_multipart=True,
                 chunk_size=_PART_BYTES,
                 max_concurrency=_PARTS_AT_ONCE,
@@ -206,6 +207,17 @@ def _take(parts: Iterator[Bytes], size: int) -> list[Bytes]:
         if total > size:
             break
     return taken
+
+
+def _elsewhere(parts: Iterator[Bytes]) -> Iterator[Bytes]:
+    """The parts, made in another thread.
+
+    Obstore asks for them inside its own runtime, where a request of ours, such as for what is
+    being sealed, would panic.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        while (part := pool.submit(next, parts, None).result()) is not None:
+            yield part
 
 
 def _again_if_late(act: Callable[..., Any], *arguments: Any) -> None:

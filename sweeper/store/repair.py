@@ -61,11 +61,13 @@ def repair(store: Store, report: Report, samples: Samples) -> Repairs:
 
 def _requeue(objects: Objects, trial_id: str, snapshots: list[int | None]) -> None:
     if is_sealed(objects, trial_id) or not attempts(objects, trial_id):
+        objects.delete(staging_key(trial_id))  # left over; alone it would look like damage
         objects.delete(metadata_key(sealed_key(trial_id)))
         objects.delete(sealed_key(trial_id))
         return
     named = [snapshot for snapshot in snapshots if snapshot is not None]
     if len(named) < len(snapshots) or min(named) == 0:
+        objects.delete(sealed_key(trial_id))  # not published; the same holds
         objects.delete(staging_key(trial_id))
         return
     for number in attempts(objects, trial_id):

@@ -29,7 +29,7 @@ from sweeper.store.staging import StagedAttempt, claim
 
 _LOWEST_BITS = 0xFBFF  # of -65504, `LOG_PROB_MIN`; above are the bits of -inf and of NaN
 _INFINITY_BITS = 0x7C00  # of inf; above are those of NaN
-_SUMMED_AT_ONCE = 1 << 20  # values
+_CHECKED_AT_ONCE = 1 << 20  # values, each of which takes a few bytes more meanwhile
 _SAMPLES_SUMMED = 500  # of each snapshot that is recorded
 ROW_SUM_TOLERANCE = 0.02  # float16 moves a row's sum by up to 0.004, over 100,000 classes
 
@@ -253,15 +253,17 @@ def check_predictions(
     if values.shape != shape or values.dtype != np.dtype("<f2"):
         found = f"{split} predictions of shape {values.shape} and type {values.dtype}"
         raise StoreError(where, found, f"shape {shape} and type float16")
-    bits = values.view("<u2")  # comparing them is ten times as fast as np.isfinite of float16
-    if (bits > _LOWEST_BITS).any() or (bits.view("<i2") >= _INFINITY_BITS).any():
-        raise StoreError(where, f"{split} predictions are not finite", "finite log-probabilities")
-    if (bits.view("<i2") > 0).any():
-        found = f"{split} predictions above 0, up to {values.max():.4g}"
-        raise StoreError(where, found, "natural logarithms of probabilities")
     step = -(-len(values) // n_summed) if n_summed else 1
-    for samples in blocks(len(values), step * max(1, _SUMMED_AT_ONCE // shape[-1])):
-        sums = np.exp(values[samples][::step].astype(np.float32)).sum(axis=-1)
+    for samples in blocks(len(values), step * max(1, _CHECKED_AT_ONCE // (step * shape[-1]))):
+        part = values[samples]
+        bits = part.view("<u2")  # comparing them is ten times as fast as np.isfinite of float16
+        if (bits > _LOWEST_BITS).any() or (bits.view("<i2") >= _INFINITY_BITS).any():
+            allowed = "finite log-probabilities"
+            raise StoreError(where, f"{split} predictions are not finite", allowed)
+        if (bits.view("<i2") > 0).any():
+            found = f"{split} predictions above 0, up to {part.max():.4g}"
+            raise StoreError(where, found, "natural logarithms of probabilities")
+        sums = np.exp(part[::step].astype(np.float32)).sum(axis=-1)
         worst = int(np.argmax(np.abs(sums - 1)))
         if abs(sums[worst] - 1) > ROW_SUM_TOLERANCE:
             sample = samples.start + step * worst

@@ -101,9 +101,7 @@ class Done:
 
 
 @pytest.fixture
-def here(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., Done]:
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Runs the command line in this process: for commands that train little or nothing."""
 
     def run(*arguments: object) -> Done:

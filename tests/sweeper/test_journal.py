@@ -1,5 +1,6 @@
 import json
 import os
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from sweeper.errors import SweepDirError
 from sweeper.journal import Journal, Tally, read_events
+from tests.power_loss import Disk
 
 TRIALS = st.sampled_from(["t1", "t2", "t3"])
 EVENTS = st.one_of(
@@ -82,6 +84,13 @@ def test_every_event_is_synced_before_append_returns(tmp_path, monkeypatch):
             journal.append("lost", trial=f"t{i}")
             assert len(synced) == i + 1
             assert synced[-1] == journal.offset == path.stat().st_size
+
+
+def test_the_first_event_of_a_journal_survives_a_power_loss(tmp_path):
+    with Disk(tmp_path) as disk, Journal(tmp_path / "journal.jsonl") as journal:
+        journal.append("lost", trial="t1")
+        left = disk.left("least", random.Random(0))
+    assert left == {"journal.jsonl": (tmp_path / "journal.jsonl").read_bytes()}
 
 
 @given(st.integers(1, 200))

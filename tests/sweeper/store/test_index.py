@@ -90,6 +90,16 @@ def test_an_unreadable_index_is_as_none(indexed, content):
     assert len(read_index(indexed.objects).rows) == 3
 
 
+def test_no_bit_that_changes_in_the_index_changes_the_table(indexed):
+    whole, rows = indexed.objects.read(INDEX), read_index(indexed.objects).rows
+    for position in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        (indexed.path / INDEX).write_bytes(changed)
+        found = read_index(indexed.objects).rows  # what is not there is read from its group
+        assert found.items() <= rows.items()
+
+
 def test_an_index_that_is_up_to_date_is_not_written_again(indexed):
     before = (indexed.path / INDEX).stat().st_mtime_ns
     assert update(indexed) == 3

@@ -263,6 +263,17 @@ class TestObjects:
         is_s3 = objects.location.startswith("s3:")
         assert entry.stamp.strip('"').endswith("-3") or not is_s3, "three parts"
 
+    def test_a_large_object_may_be_made_of_what_is_read_meanwhile(
+        self, objects: Objects, monkeypatch: pytest.MonkeyPatch
+    ):
+        """As a sealed trial is of its staged snapshots."""
+        monkeypatch.setattr(remote, "ONE_PUT_BYTES", MIB)
+        monkeypatch.setattr(remote, "_PART_BYTES", 5 * MIB)
+        part = np.random.default_rng(2).bytes(2 * MIB)
+        objects.write("part", part)
+        objects.write_parts("whole", (objects.read("part") for _ in range(3)))
+        assert bytes(objects.read("whole")) == 3 * part
+
     def test_no_partial_write_is_left_and_removing_them_removes_no_object(self, objects: Objects):
         objects.write("a/x", b"1")
         objects.create("a/y", b"2")

@@ -107,6 +107,19 @@ def test_a_cut_trial_goes_on_to_the_digest_of_an_undisturbed_one(tiny, make_tiny
     assert seal(tiny.objects, trial, "complete", writer.attempt) == expected
 
 
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["staged", "sealed"])
+def test_what_crashes_left_of_a_trial_that_is_taken_out_does_not_stay_behind_as_damage(
+    tiny, others, is_sealed
+):
+    trial = tiny.sealed() if is_sealed else tiny.record().header.trial_id
+    left, kept = ("staging", "trials") if is_sealed else ("trials", "staging")
+    tiny.objects.write(f"{left}/{trial}/1/test/log_probs/c.0.0.0", b"left over")
+    tiny.objects.delete(f"{kept}/{trial}/1/test/log_probs/c.0.0.0")
+    assert mend(tiny).requeued == [trial]
+    assert damages(tiny) == ()
+    assert trial not in open_store(tiny.path).trial_ids()
+
+
 def test_a_damaged_set_of_samples_is_written_anew_from_the_data(tiny, others):
     samples = tiny.samples["test"]
     (folder,) = (tiny.path / samples_key(samples.hash)).glob("*/")
