@@ -233,10 +233,13 @@ class _Attempt:
         written = f"{self.number}-{moment.step}.pt"
         self._patiently(lambda: self.checkpoints.write(written, data))
         crash_point("checkpoint")
+        self._patiently(lambda: self._remove_older(written))
+        crash_point("checkpoint-removed")
+
+    def _remove_older(self, written: str) -> None:
         for name in self._checkpoints():
             if name != written and _checkpoint_attempt(name) <= self.number:
                 self.checkpoints.delete(name)
-        crash_point("checkpoint-removed")
 
     # --- reports --------------------------------------------------------------------------
 

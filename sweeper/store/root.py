@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from sweeper.durable import PARTIAL
 from sweeper.room import is_full
 from sweeper.store.local import LocalObjects
 from sweeper.store.objects import Objects, open_objects
@@ -49,8 +50,16 @@ class Root:
         self._checkpoints.delete(trial_id)
 
     def remove_partials(self) -> None:
-        """Remove the temporary files that killed workers left."""
-        for objects in (self.predictions, self._checkpoints):
+        """Remove the temporary files that killed workers left.
+
+        Those of a seal that was killed go with the next seal of that trial: what is sealed, nearly
+        all of a store, is not searched.
+        """
+        for name in self.predictions.names(""):
+            if name.endswith(PARTIAL):
+                self.predictions.delete(name)
+        parts = (self.predictions.below(key) for key in ("staging", "samples"))
+        for objects in (*parts, self._checkpoints):
             objects.remove_partials()
 
     def log(self, trial_id: str) -> Log:
