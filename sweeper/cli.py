@@ -18,7 +18,7 @@ import sweeper
 from analysis.cli import app as analyze_app
 from sweeper.attempt import CHECKPOINT_SECONDS
 from sweeper.data_cli import app as data_app
-from sweeper.errors import SweeperError
+from sweeper.errors import StoreURLError, SweeperError
 from sweeper.store_cli import commands as store_commands
 from sweeper.sweep_dir import SweepDir
 
@@ -243,6 +243,9 @@ def _root_of(store: str | None) -> str | None:
     """Where the workers' files go, as it is written down: no folder depends on where we are."""
     if store is None:
         return None
+    if not store or store.startswith("memory://"):
+        found = f"`{store}`, which no worker could find"
+        raise StoreURLError("--store", found, "a place that all of them can reach")
     if "://" in store and not store.startswith("file://"):
         from sweeper.store.url import check_url
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable
@@ -127,12 +129,21 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_partials(folder: Path) -> list[Path]:
-    """Remove the temporary files that a crash left anywhere below `folder`."""
-    found = sorted(folder.rglob(f"*{PARTIAL}"))
-    for path in found:
-        path.unlink(missing_ok=True)
-    return found
+def remove_partials(folder: Path, older_than: float = 0.0) -> list[Path]:
+    """Remove the temporary files that a crash left anywhere below `folder`.
+
+    Parameters
+    ----------
+    older_than : seconds since they were last written to; younger ones may be somebody's.
+    """
+    removed = []
+    for place, _, names in os.walk(folder):  # which ignores what vanishes meanwhile
+        for path in (Path(place, name) for name in names if name.endswith(PARTIAL)):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime >= older_than:
+                    path.unlink()
+                    removed.append(path)
+    return sorted(removed)
 
 
 def crash_point(step: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sweeper.errors import ConfigError, SweepDirError, SweeperError, nearest
-from sweeper.sweep_dir import SweepDir
+from sweeper.sweep_dir import PREDICTIONS, SweepDir
 
 if TYPE_CHECKING:
     from sweeper.config import TrialConfig
@@ -164,13 +164,22 @@ def _say(text: str) -> None:
 @contextlib.contextmanager
 def _alone(directory: str) -> Iterator[None]:
     """Hold the sweep directory, so that no driver's workers write meanwhile."""
-    folder = SweepDir(directory)
-    if "://" in directory or not folder.manifest.is_file():
+    folder = _sweep_dir(directory)
+    if folder is None:
         _say(f"{directory}: no sweep directory, so nothing keeps a launch from writing meanwhile")
         yield
         return
     with folder.locked():
         yield
+
+
+def _sweep_dir(directory: str) -> SweepDir | None:
+    """The sweep directory that is named, itself or by the store in it; None for any other place."""
+    path = Path(directory.removeprefix("file://"))
+    for folder in (SweepDir(path), SweepDir(path.absolute().parent)):
+        if folder.manifest.is_file() and (folder.path == path or path.name == PREDICTIONS):
+            return folder
+    return None
 
 
 def _progress() -> Callable[[int, int], None]:
@@ -198,8 +207,9 @@ def _repair(directory: str, report: Report) -> bool:
 
     done = repair(open_store(directory), report, _samples_of)
     if done.requeued:
-        if (path := SweepDir(directory).journal).is_file():
-            with Journal(path) as journal:
+        folder = _sweep_dir(directory)
+        if folder is not None and folder.journal.is_file():
+            with Journal(folder.journal) as journal:
                 for trial_id in done.requeued:
                     journal.append("requeued", trial=trial_id)
         _say(f"{len(done.requeued)} trials to be run again: {', '.join(done.requeued[:5])}")
@@ -217,8 +227,8 @@ def _tally(directory: str) -> Tally | None:
     """What the journal says, where there is one."""
     from sweeper.journal import Tally
 
-    folder = SweepDir(directory)
-    return Tally.read(folder.status, folder.journal) if folder.journal.is_file() else None
+    folder = _sweep_dir(directory)
+    return None if folder is None else Tally.read(folder.status, folder.journal)
 
 
 def _samples_of(config: dict[str, Any]) -> list[SampleSet]:
@@ -229,7 +239,7 @@ def _samples_of(config: dict[str, Any]) -> list[SampleSet]:
 
 def _export_folder(directory: str) -> Path:
     folder = SweepDir(directory)
-    if "://" in directory or not folder.manifest.is_file():
+    if not folder.manifest.is_file():
         found = f"missing, and `{directory}` is no sweep directory"
         raise SweeperError("--out", found, "a folder for the files", "for example `--out export`")
     return folder.path / "export"

@@ -35,6 +35,8 @@ from sweeper.train.memory import keep_freed_memory
 
 T = TypeVar("T")
 
+Lineage = list[tuple[int, int, str]]  # attempt, its first snapshot, the token of its claim
+
 
 def size_of(config: TrialConfig) -> Size:
     """What the trial will store; nothing is read for it."""
@@ -123,11 +125,11 @@ class _Attempt:
     def _record(
         self, objects: Objects, config: TrialConfig, header: TrialHeader, device: torch.device
     ) -> Outcome:
-        restored = self._restore(objects, len(header.steps))
+        restored = self._restore(objects, header)
         first = restored.next_snapshot
         writer = self._patiently(lambda: AttemptWriter(objects, header, first))
         self.number = writer.attempt
-        lineage = [*restored.lineage, (writer.attempt, restored.next_snapshot)]
+        lineage = [*restored.lineage, (writer.attempt, restored.next_snapshot, writer.claim)]
         n_steps = header.steps[-1]
         self.log(
             f"attempt {writer.attempt} on {socket.gethostname()} ({device}), "
@@ -190,13 +192,17 @@ class _Attempt:
 
     # --- checkpoints ----------------------------------------------------------------------
 
-    def _restore(self, objects: Objects, n_planned: int) -> _Restored:
+    def _restore(self, objects: Objects, header: TrialHeader) -> _Restored:
         """Where this attempt starts: after all snapshots, at a checkpoint, or at the beginning."""
         try:
             staged = StagedTrial(objects, self.order.trial_id)
         except MissingStoreError:  # nothing, or a crash before the first attempt was claimed
             return _Restored()
-        if staged.n_recorded == n_planned and not staged.holes:
+        n_planned = len(header.steps)
+        sets = {split: samples.hash for split, samples in header.sample_sets.items()}
+        if staged.n_recorded == n_planned and all(
+            _is_of(staged, i, sets) for i in range(n_planned)
+        ):
             step = int(staged.header["steps"][-1])
             return _Restored(next_snapshot=n_planned, step=step, all_staged=True)
         self.checkpoints.remove_partials()
@@ -207,8 +213,8 @@ class _Attempt:
             except CheckpointError as error:
                 self.log(f"{error}; ignored")
                 continue
-            lineage = [(int(number), int(first)) for number, first in found["lineage"]]
-            if _descends(lineage, found["next_snapshot"], staged):
+            lineage = [(int(n), int(first), str(claim)) for n, first, claim in found["lineage"]]
+            if _descends(lineage, found["next_snapshot"], staged, sets):
                 return _Restored(
                     lineage=lineage,
                     next_snapshot=found["next_snapshot"],
@@ -221,14 +227,14 @@ class _Attempt:
     def _checkpoints(self) -> list[str]:
         return [name for name in self.checkpoints.names("") if name.endswith(".pt")]
 
-    def _save(self, lineage: list[tuple[int, int]], next_snapshot: int, moment: Moment) -> None:
+    def _save(self, lineage: Lineage, next_snapshot: int, moment: Moment) -> None:
         """Write a checkpoint; the snapshots it claims are durable already.
 
         The files of a newer attempt are left alone: this process may be a late one.
         """
-        claim = [list(pair) for pair in lineage]
+        claims = [list(claim) for claim in lineage]
         data = checkpoint.to_bytes(
-            {"lineage": claim, "next_snapshot": next_snapshot, "state": moment.state()}
+            {"lineage": claims, "next_snapshot": next_snapshot, "state": moment.state()}
         )
         written = f"{self.number}-{moment.step}.pt"
         self._patiently(lambda: self.checkpoints.write(written, data))
@@ -293,7 +299,7 @@ class _Recorder:
 class _Restored:
     """Where an attempt starts; the default is the beginning."""
 
-    lineage: list[tuple[int, int]] = field(default_factory=list)
+    lineage: Lineage = field(default_factory=list)
     next_snapshot: int = 0
     step: int = 0
     diverged: bool = False
@@ -301,16 +307,31 @@ class _Restored:
     state: dict[str, Any] | None = None
 
 
-def _descends(lineage: list[tuple[int, int]], next_snapshot: int, staged: StagedTrial) -> bool:
+def _descends(
+    lineage: Lineage, next_snapshot: int, staged: StagedTrial, sets: Mapping[str, str]
+) -> bool:
     """Whether the staged snapshots before a checkpoint are the ones it was trained through.
 
-    A late older attempt can write a checkpoint after a newer one took over its tail; going on
-    from it would leave a hole, or join two attempts' paths.
+    A late older attempt can write a checkpoint after a newer one took over its tail, and after a
+    repair numbers begin again; going on from it would leave a hole, or join two attempts' paths.
     """
-    return all(
-        staged.is_present(i) and owner_of(i, lineage) == owner_of(i, staged.claims)
-        for i in range(next_snapshot)
-    )
+    firsts = [(number, first) for number, first, _ in lineage]
+    tokens = {number: claim for number, _, claim in lineage}
+
+    def is_the_one(snapshot: int) -> bool:
+        owner = owner_of(snapshot, staged.claims)
+        if owner is None or owner != owner_of(snapshot, firsts):
+            return False
+        same = staged.headers[owner]["claim"] == tokens[owner]
+        return same and _is_of(staged, snapshot, sets)
+
+    return all(is_the_one(snapshot) for snapshot in range(next_snapshot))
+
+
+def _is_of(staged: StagedTrial, snapshot: int, sets: Mapping[str, str]) -> bool:
+    """Whether a snapshot is staged, of these sets of samples: the data may have changed since."""
+    owner = owner_of(snapshot, staged.claims)
+    return staged.is_present(snapshot) and staged.headers[owner or 0]["sample_sets"] == sets
 
 
 def _checkpoint_step(name: str) -> int:

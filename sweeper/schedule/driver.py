@@ -30,6 +30,7 @@ from sweeper.sweep_dir import SweepDir, environment
 
 THREADS_PER_TRIAL = 1  # fixed when a sweep is made: another number gives other bits
 DIGEST_SECONDS = 30.0
+SHARED_SECONDS = 3600.0  # after which a temporary file in a shared store is taken for a leftover
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ def _remove_leftovers(folder: SweepDir, root: Root) -> tuple[Store, set[str]]:
     """Remove what crashes left behind; returns the store and the ids that are complete in it."""
     store = Store(create_store(root.predictions))
     folder.remove_partials()
-    root.remove_partials()
+    is_shared = root.location != str(folder.path)  # perhaps with another sweep, at this moment
+    root.remove_partials(older_than=SHARED_SECONDS if is_shared else 0)
     complete = set(_complete(store))
     left_over = {*store.objects.names("staging"), *root.checkpointed()}
     for trial_id in left_over & complete:

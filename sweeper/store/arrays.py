@@ -100,6 +100,9 @@ class Layout:
         layout = cls(dtype, tuple(found["shape"]), chunk, grid if is_sharded else None)
         if not all(type(n) is int and n > 0 for n in (*layout.shape, *chunk, *grid)):
             return None
+        # Along samples alone a shard has several chunks, and whole ones: or they would be others'.
+        if is_sharded and (grid[0], grid[1] % chunk[1], *grid[2:]) != (chunk[0], 0, *chunk[2:]):
+            return None
         wanted = layout.metadata()
         return layout if {key: found.get(key) for key in wanted} == wanted else None
 

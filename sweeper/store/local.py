@@ -112,9 +112,9 @@ class LocalObjects(Objects):
                     raise
         sync_folder(folder.parent)
 
-    def remove_partials(self) -> None:
+    def remove_partials(self, older_than: float = 0.0) -> None:
         """Remove what interrupted writes left behind: files that end in `.partial`."""
-        remove_partials(self.root)
+        remove_partials(self.root, older_than)
 
     def settle(self, key: str) -> None:
         """Make durable that the object `key` is there, whoever wrote it."""

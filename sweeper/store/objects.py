@@ -83,8 +83,8 @@ class Objects(ABC):
         """Remove `key` and everything below it; nothing happens when it does not exist."""
 
     @abstractmethod
-    def remove_partials(self) -> None:
-        """Remove what interrupted writes left behind."""
+    def remove_partials(self, older_than: float = 0.0) -> None:
+        """Remove what interrupted writes left behind so many seconds ago, or earlier."""
 
     @abstractmethod
     def settle(self, key: str) -> None:

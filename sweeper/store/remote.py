@@ -169,7 +169,7 @@ class RemoteObjects(Objects):
             return [self._path(key)]
         return found
 
-    def remove_partials(self) -> None:
+    def remove_partials(self, older_than: float = 0.0) -> None:
         """There are none that can be listed; a rule of the bucket can end stale uploads."""
 
     def settle(self, key: str) -> None:

@@ -70,7 +70,7 @@ def _requeue(objects: Objects, trial_id: str, snapshots: list[int | None]) -> No
         objects.delete(sealed_key(trial_id))  # not published; the same holds
         objects.delete(staging_key(trial_id))
         return
-    for number in attempts(objects, trial_id):
+    for number in reversed(attempts(objects, trial_id)):  # newer ones own the later snapshots
         _truncate(objects, staging_key(trial_id, number), min(named))
 
 

@@ -49,18 +49,18 @@ class Root:
         """Remove a complete trial's checkpoints."""
         self._checkpoints.delete(trial_id)
 
-    def remove_partials(self) -> None:
+    def remove_partials(self, older_than: float = 0.0) -> None:
         """Remove the temporary files that killed workers left.
 
         Those of a seal that was killed go with the next seal of that trial: what is sealed, nearly
         all of a store, is not searched.
         """
-        for name in self.predictions.names(""):
-            if name.endswith(PARTIAL):
-                self.predictions.delete(name)
         parts = (self.predictions.below(key) for key in ("staging", "samples"))
         for objects in (*parts, self._checkpoints):
-            objects.remove_partials()
+            objects.remove_partials(older_than)
+        for name in self.predictions.names(""):
+            if name.endswith(PARTIAL) and not older_than:
+                self.predictions.delete(name)
 
     def log(self, trial_id: str) -> Log:
         """What adds a line to a trial's log."""

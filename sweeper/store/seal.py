@@ -32,7 +32,7 @@ from sweeper.store.schema import (
     sealed_layout,
     staging_key,
 )
-from sweeper.store.staging import StagedTrial, claim
+from sweeper.store.staging import StagedTrial, attempts, claim
 from sweeper.store.targets import copy_targets
 
 BLOCK_BYTES = 64 << 20  # of predictions in memory while a trial is sealed or checked
@@ -96,7 +96,8 @@ def seal_recorded(objects: Objects) -> tuple[int, int]:
             # Another process may be about to seal it, too: each writes under a number of its own.
             last = {**staged.header, "first_snapshot": staged.n_planned}
             del last["checksum"]
-            seal(objects, trial_id, "complete", claim(objects, trial_id, last))
+            number, _ = claim(objects, trial_id, last)
+            seal(objects, trial_id, "complete", number)
             n_sealed += 1
         else:
             n_left += 1
@@ -105,14 +106,20 @@ def seal_recorded(objects: Objects) -> tuple[int, int]:
 
 def _publish(objects: Objects, trial_id: str, state: State, attempt: int) -> None:
     objects.delete(f"{sealed_key(trial_id)}/{attempt}")  # of a seal that was killed
-    staged = StagedTrial(objects, trial_id)
-    if staged.newest > attempt:
-        found = f"attempt {staged.newest} has taken over from attempt {attempt}"
-        raise StoreError(f"trial {trial_id}", found, "the newest attempt seals a trial")
-    attributes = _write(staged, state, attempt)
+    _check_newest(objects, trial_id, attempt)
+    attributes = _write(StagedTrial(objects, trial_id), state, attempt)
     crash_point("seal-arrays")
+    _check_newest(objects, trial_id, attempt)
     objects.create_group(sealed_key(trial_id), attributes)
     crash_point("seal-publish")
+
+
+def _check_newest(objects: Objects, trial_id: str, attempt: int) -> None:
+    """Refuse to seal for an attempt that a newer one has taken over from."""
+    newest = max(attempts(objects, trial_id), default=attempt)
+    if newest > attempt:
+        found = f"attempt {newest} has taken over from attempt {attempt}"
+        raise StoreError(f"trial {trial_id}", found, "the newest attempt seals a trial")
 
 
 def remove_leftovers(objects: Objects, trial_id: str) -> dict[str, Any]:

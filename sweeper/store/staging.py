@@ -25,14 +25,19 @@ def attempts(objects: Objects, trial_id: str) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def claim(objects: Objects, trial_id: str, attributes: Mapping[str, Any]) -> int:
-    """Take the next free attempt number by creating its group exclusively; returns the number."""
+def claim(objects: Objects, trial_id: str, attributes: Mapping[str, Any]) -> tuple[int, str]:
+    """Take the next free attempt number by creating its group exclusively.
+
+    Returns
+    -------
+    The number, and the token of this claim: a number can be taken again after a repair.
+    """
     number = max(attempts(objects, trial_id), default=0) + 1
     # No two processes' claims are the same bytes, so that each knows its own (`Objects.create`).
     own = {**attributes, "claim": uuid.uuid4().hex}
     while not objects.create_group(staging_key(trial_id, number), {**own, "attempt": number}):
         number += 1
-    return number
+    return number, own["claim"]
 
 
 def owner_of(snapshot: int, claims: Sequence[tuple[int, int]]) -> int | None:

@@ -41,15 +41,20 @@ def staged_reference(staged: StagedTrial) -> dict[str, Any]:
 
     Raises
     ------
-    StoreError : an older attempt recorded some of the snapshots, trained on other labels.
+    StoreError : an older attempt recorded some of the snapshots, trained on other labels or of
+        other samples.
     """
     newest = staged.header
     for snapshot in range(staged.n_recorded):
         owner = owner_of(snapshot, staged.claims)
-        if owner and any(staged.headers[owner].get(k) != newest.get(k) for k in REFERENCE):
-            where = f"trial {staged.trial_id}, snapshot {snapshot}"
+        header = staged.headers[owner] if owner else newest
+        where = f"trial {staged.trial_id}, snapshot {snapshot}"
+        if any(header.get(key) != newest.get(key) for key in REFERENCE):
             found = f"attempt {owner} was trained on other labels than attempt {newest['attempt']}"
             raise StoreError(where, found, "one set of training labels", REMEDY)
+        if header["sample_sets"] != newest["sample_sets"]:
+            found = f"attempt {owner} is of other samples than attempt {newest['attempt']}"
+            raise StoreError(where, found, "one set of samples a split", REMEDY)
     return newest
 
 

@@ -53,12 +53,13 @@ class _Samples:
         return f"predictions have shape {found} instead of {expected}"
 
 
-Cure = Literal["rerun", "reimport", "rewrite", "upgrade"]
+Cure = Literal["rerun", "reimport", "rewrite", "upgrade", "copy"]
 
 _REMEDIES: dict[Cure, str] = {
     "rerun": "`sweeper verify DIR --repair`, and launch again: only this trial is run",
     "reimport": "`sweeper verify DIR --repair`, and `sweeper import` it again",
     "rewrite": "`sweeper verify DIR --repair` writes it anew from the data",
+    "copy": "the disk fails, for now or for good: copy the store to another one, then verify it",
     "upgrade": "install the version of sweeper that wrote it, or a newer one",
 }
 
@@ -162,6 +163,8 @@ def _check_trial(
         problems, cure = [(None, error.found)], "upgrade"
     except (SweeperError, KeyError, TypeError, ValueError, IndexError) as error:
         problems = [(None, _text(error))]
+    except OSError as error:
+        problems, cure = [(None, f"cannot be read ({error.strerror or error})")], "copy"
     if problems:
         cure = cure or _cure(objects, trial_id)
     where = f"trial {trial_id}"
@@ -183,8 +186,15 @@ def _check_unclaimed(objects: Objects, trial_id: str) -> Problems:
     if _members(objects, sealed_key(trial_id)):
         yield None, "sealed arrays are there, but neither their metadata nor staged snapshots"
     for number in attempts(objects, trial_id):
-        if _members(objects, staging_key(trial_id, number)):
+        if _is_unclaimed(objects, staging_key(trial_id, number)):
             yield None, f"attempt {number} staged snapshots, but its metadata are absent"
+
+
+def _is_unclaimed(objects: Objects, key: str) -> bool:
+    """Whether an attempt has members and no metadata, which come first: asked for last, since it
+    may be claimed at this moment.
+    """
+    return bool(_members(objects, key)) and not objects.exists(metadata_key(key))
 
 
 def _members(objects: Objects, key: str) -> list[str]:
@@ -242,7 +252,7 @@ def _check_staged(objects: Objects, staged: StagedTrial, samples: _Samples) -> P
             yield None, f"the attributes of attempt {number} are those of another"
         yield from _check_targets(objects, staging_key(staged.trial_id), header, samples)
     for number in set(attempts(objects, staged.trial_id)) - staged.headers.keys():
-        if _members(objects, staging_key(staged.trial_id, number)):
+        if _is_unclaimed(objects, staging_key(staged.trial_id, number)):
             yield None, f"attempt {number} staged snapshots, but its metadata are absent"
     for snapshot in range(staged.n_recorded):
         try:
@@ -304,11 +314,15 @@ def _check_samples(objects: Objects) -> tuple[_Samples, list[Damage]]:
     for key in objects.names("samples"):
         try:
             if objects.exists(metadata_key(samples_key(key))):  # else a crash left it, unpublished
-                found = read_sample_set(objects, key)
-                samples.shapes[key] = len(found.labels), len(found.class_names)
+                known = read_sample_set(objects, key)
+                samples.shapes[key] = len(known.labels), len(known.class_names)
         except (SweeperError, KeyError, TypeError) as error:
             samples.shapes[key] = None
             damages.append(Damage(f"sample set {key}", None, _text(error), "rewrite", key))
+        except OSError as error:
+            samples.shapes[key] = None
+            found = f"cannot be read ({error.strerror or error})"
+            damages.append(Damage(f"sample set {key}", None, found, "copy", key))
     return samples, damages
 
 

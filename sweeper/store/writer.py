@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,9 +83,15 @@ def write_targets(objects: Objects, header: TrialHeader) -> dict[str, Any]:
         _check_targets(where, phase, values, samples)
     write_sample_set(objects, samples)
     name = f"targets-{uuid.uuid4().hex[:8]}"
-    for phase, values in header.targets.items():
-        write_whole(objects, f"{staging_key(header.trial_id)}/{name}/{phase}/targets", values)
-        crash_point("targets")
+    folder = f"{staging_key(header.trial_id)}/{name}"
+    try:
+        for phase, values in header.targets.items():
+            write_whole(objects, f"{folder}/{phase}/targets", values)
+            crash_point("targets")
+    except Exception:
+        with contextlib.suppress(StoreError, OSError):
+            objects.delete(folder)
+        raise
     hashes = {phase: target_hash(values) for phase, values in header.targets.items()}
     return {"arrays": name, "targets": hashes, "target_set": samples.hash}
 
@@ -114,17 +121,26 @@ class AttemptWriter:
     def __init__(self, objects: Objects, header: TrialHeader, first_snapshot: int) -> None:
         self.objects, self.header, self.first_snapshot = objects, header, first_snapshot
         targets = write_targets(objects, header)
-        for samples in header.sample_sets.values():
-            write_sample_set(objects, samples)
-        self.attempt = self._claim(targets)
-        self._arrays = {
-            split: self._create_array(split, samples)
-            for split, samples in header.sample_sets.items()
-        }
+        made = [targets["arrays"]] if targets else []
+        try:
+            for samples in header.sample_sets.values():
+                write_sample_set(objects, samples)
+            self.attempt, self.claim = self._claim(targets)
+            made.append(str(self.attempt))
+            self._arrays = {
+                split: self._create_array(split, samples)
+                for split, samples in header.sample_sets.items()
+            }
+        except Exception:
+            # Whoever waits for room tries again and again: nothing is to pile up meanwhile.
+            with contextlib.suppress(StoreError, OSError):
+                for name in made:
+                    objects.delete(f"{staging_key(header.trial_id)}/{name}")
+            raise
         self._appended: set[int] = set()
         crash_point("claim")
 
-    def _claim(self, targets: Mapping[str, Any]) -> int:
+    def _claim(self, targets: Mapping[str, Any]) -> tuple[int, str]:
         """Take the next free attempt number, which publishes the attempt's targets."""
         header = self.header
         attributes = {

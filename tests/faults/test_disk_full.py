@@ -204,11 +204,11 @@ class Watch:
 
 
 def _is_result(name: str, seen: Mapping[str, bytes]) -> bool:
-    """Neither a log nor of a seal that is not published, which each try makes anew."""
+    """No log, no digest of the journal, and not of a seal that is not published: all made anew."""
     if "/trials/" in name:
         group = "/".join(name.split("/")[:3])
         return f"{group}/zarr.json" in seen
-    return not name.startswith("logs/")
+    return not name.startswith(("logs/", "status.json"))
 
 
 @pytest.fixture

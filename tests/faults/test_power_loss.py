@@ -145,7 +145,7 @@ def check_checkpoints(store: Any, checkpoints: Any, trial: str) -> None:
     assert names
     for name in names:
         found = checkpoint.from_bytes(checkpoints.read(name), name)
-        lineage = [(number, first) for number, first in found["lineage"]]
+        lineage = [(number, first) for number, first, _ in found["lineage"]]
         for snapshot in range(found["next_snapshot"]):
             owner = owner_of(snapshot, lineage)
             assert snapshot in StagedAttempt(store, trial, owner).present

@@ -174,6 +174,15 @@ def test_only_partials_are_swept(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a", "x", "x.partially"}
 
 
+def test_only_partials_of_that_age_are_swept(tmp_path):
+    old, young = tmp_path / "x.0.partial", tmp_path / "y.0.partial"
+    for path in (old, young):
+        path.write_text("")
+    os.utime(old, (time.time() - 100,) * 2)
+    assert remove_partials(tmp_path, older_than=60) == [old]
+    assert list(tmp_path.iterdir()) == [young]
+
+
 @pytest.mark.parametrize(("wanted", "n_passed"), [("step", 0), ("step:3", 2), ("other", 5)])
 def test_a_crash_point_kills_at_the_wanted_passage(wanted, n_passed):
     code = """

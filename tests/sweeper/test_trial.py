@@ -133,6 +133,20 @@ def test_a_checkpoint_of_an_attempt_that_lost_its_tail_is_not_gone_on_from(
     assert starts(order)[-1] == 0, "the late checkpoint was not used"
 
 
+def test_a_checkpoint_from_before_a_repair_is_not_gone_on_from(tmp_path: Path, expected: str):
+    order = order_in(tmp_path)
+    run(order, 9)
+    (before,) = checkpoints_of(order).glob("*.pt")
+    kept = before.read_bytes()
+    Root(tmp_path).predictions.delete(f"staging/{order.trial_id}")  # what a repair does
+    run(order, 9)  # attempt 1 once more, which records as many snapshots
+    for path in checkpoints_of(order).glob("*.pt"):
+        path.unlink()
+    before.write_bytes(kept)
+    assert run(order).digest == expected
+    assert starts(order) == [0, 0, 0]
+
+
 def test_a_trial_with_every_snapshot_staged_is_sealed_without_training(
     tmp_path: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ):

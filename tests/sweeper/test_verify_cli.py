@@ -96,9 +96,10 @@ def test_nothing_is_repaired_while_a_driver_holds_the_directory(here, launch):
     (shard, *_) = (folder / "predictions.zarr/trials").rglob("c.0.0.0")
     shard.write_bytes(b"")
     with SweepDir(folder).locked():
-        done = here("verify", folder, "--repair")
-    assert done.returncode == 2
-    assert "held by another driver" in done.stderr
+        for place in (folder, f"file://{folder}", folder / "predictions.zarr"):
+            done = here("verify", place, "--repair")
+            assert done.returncode == 2
+            assert "held by another driver" in done.stderr
     assert shard.exists()
 
 
@@ -177,6 +178,8 @@ def test_a_store_inside_another_store_is_refused(plan, launch, tmp_path):
         ("s3://bucket/x?token=secret", "credentials or parameters in the URL"),
         ("ftp://bucket/x", "unknown scheme `ftp`"),
         ("s3://bucket/a//b", "a prefix that not every store can have"),
+        ("memory://x", "which no worker could find"),
+        ("", "which no worker could find"),
         ("s3://bucket/" + "a" * 1000, "a prefix of 100"),
     ],
 )

@@ -1,5 +1,7 @@
 """What the reader refuses: damaged bytes, altered metadata, swapped folders."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,6 +118,20 @@ def test_altered_metadata_of_a_trial_are_refused(tiny, place, old, new):
     for ask in (store.trials, lambda: store.log_probs(trial, "test")):
         with pytest.raises(StoreError, match=trial):
             ask()
+
+
+def test_a_shard_of_other_chunks_than_were_written_is_refused(tiny, monkeypatch):
+    """As many of them, so that the shard's own index does not show it."""
+    monkeypatch.setattr(schema, "CHUNK_BYTES", 4 * 4 * 3 * 2)
+    monkeypatch.setattr(schema, "SHARD_BYTES", 2 * schema.CHUNK_BYTES)
+    trial = tiny.sealed()
+    path = tiny.path / f"trials/{trial}/1/test/log_probs/zarr.json"
+    document = json.loads(path.read_text())
+    assert document["chunk_grid"]["configuration"]["chunk_shape"] == [4, 8, 3]
+    document["chunk_grid"]["configuration"]["chunk_shape"][1] = 7
+    path.write_text(json.dumps(document))
+    with pytest.raises(StoreError, match="differs from the format"):
+        open_store(tiny.path).log_probs(trial, "test", samples=slice(0, 4))
 
 
 def test_swapped_trial_folders_are_refused(tiny):

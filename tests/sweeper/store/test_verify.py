@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.errors import FormatVersionError, MissingStoreError
+from sweeper.errors import FormatVersionError, MissingStoreError, StoreError
 from sweeper.store import open_store, schema
+from sweeper.store import verify as verifying
 from sweeper.store.arrays import write_whole
+from sweeper.store.repair import repair
 from sweeper.store.schema import samples_key
 from sweeper.store.seal import seal
 from sweeper.store.verify import verify
@@ -273,6 +275,58 @@ def test_sealed_attributes_that_do_not_agree_are_found(tiny, change):
     trial, _ = stored(tiny, True)
     republish(tiny, trial, **change)
     assert {where for where, _ in named(tiny)} == {f"trial {trial}"}
+
+
+@pytest.mark.parametrize("n_attempts", [0, 1])
+def test_an_attempt_that_is_claimed_meanwhile_is_no_damage(tiny, monkeypatch, n_attempts):
+    for _ in range(n_attempts):
+        tiny.record(stop=2)
+    trial, find, claimed = tiny.header().trial_id, verifying.attempts, []
+    if not n_attempts:  # its folder comes a moment before its claim
+        (tiny.path / f"staging/{trial}").mkdir(parents=True)
+
+    def claimed_meanwhile(objects, trial_id):
+        if not claimed:
+            claimed.append(tiny.record(first=n_attempts, stop=2).attempt)
+        return find(objects, trial_id)
+
+    monkeypatch.setattr(verifying, "attempts", claimed_meanwhile)
+    assert damages(tiny) == ()
+    assert claimed
+
+
+@either
+def test_a_disk_that_fails_is_named_and_nothing_is_taken_out_for_it(tiny, is_sealed, monkeypatch):
+    trial, _ = stored(tiny, is_sealed)
+    other, kind = tiny.sealed(2), type(tiny.objects)
+    read = kind.read
+
+    def failing(self, key):
+        if trial in key and "/c." in key:
+            raise OSError(5, "Input/output error")
+        return read(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "read", failing)
+        store = open_store(tiny.path)
+        report = verify(store)
+        done = repair(store, report, lambda config: [])
+    assert {(damage.key, damage.cure) for damage in report.damages} == {(trial, "copy")}
+    assert "cannot be read (Input/output error)" in report.damages[0].found
+    assert (done.requeued, len(done.left)) == ([], len(report.damages))
+    assert damages(tiny) == ()
+    assert open_store(tiny.path).trial_ids() == sorted([trial, other])
+
+
+def test_attempts_of_other_samples_are_not_put_together(tiny, make_samples):
+    trial = tiny.record(stop=2).header.trial_id
+    others = {"test": make_samples(seed=9)}
+    writer = AttemptWriter(tiny.objects, tiny.header(sample_sets=others), 2)
+    for snapshot in (2, 3):
+        tiny.append(writer, 1, snapshot)
+    assert {damage.key for damage in damages(tiny)} == {trial}
+    with pytest.raises(StoreError, match="attempt 1 is of other samples than attempt 2"):
+        seal(tiny.objects, trial, "complete", 2)
 
 
 # --- samples ---------------------------------------------------------------------------------

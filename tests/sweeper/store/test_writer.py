@@ -212,6 +212,22 @@ def test_a_claim_skips_numbers_that_others_take_meanwhile(tiny, monkeypatch):
     assert tiny.objects.attributes(staging_key(trial, 3))["first_snapshot"] == 3
 
 
+def test_an_attempt_that_cannot_be_made_leaves_nothing_behind(tiny, make_samples, monkeypatch):
+    targets = {"train": np.zeros(12, np.int64)}
+    header = tiny.header(targets=targets, target_set=make_samples("train"))
+    tiny.record()
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    for fails in ("create_array", "claim"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"sweeper.store.writer.{fails}", full)
+            with pytest.raises(OSError, match="No space left"):
+                AttemptWriter(tiny.objects, header, 0)
+        assert tiny.objects.names(f"staging/{header.trial_id}") == ["1"]
+
+
 def test_a_set_of_samples_is_written_once(tiny):
     tiny.record(1)
     before = tree(tiny.path / "samples")
