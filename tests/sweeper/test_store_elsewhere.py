@@ -328,7 +328,7 @@ def test_a_store_in_another_folder_is_found_again(
 
 def test_a_store_does_not_move(tmp_path: Path, folder: Path):
     launch(folder, "--store", tmp_path / "one", "--limit", "1")
-    for elsewhere in (tmp_path / "other", folder, "memory://other"):
+    for elsewhere in (tmp_path / "other", folder, "s3://bucket/other"):
         refused = launch(folder, "--store", elsewhere)
         assert refused.code == 2
         assert f"its store is at `{tmp_path / 'one'}`, not at `{elsewhere}`" in refused.stderr
