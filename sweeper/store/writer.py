@@ -26,7 +26,7 @@ from sweeper.store.schema import (
     staging_key,
     target_hash,
 )
-from sweeper.store.staging import StagedAttempt, claim
+from sweeper.store.staging import StagedAttempt, attempts, claim
 
 _LOWEST_BITS = 0xFBFF  # of -65504, `LOG_PROB_MIN`; above are the bits of -inf and of NaN
 _INFINITY_BITS = 0x7C00  # of inf; above are those of NaN
@@ -121,12 +121,11 @@ class AttemptWriter:
     def __init__(self, objects: Objects, header: TrialHeader, first_snapshot: int) -> None:
         self.objects, self.header, self.first_snapshot = objects, header, first_snapshot
         targets = write_targets(objects, header)
-        made = [targets["arrays"]] if targets else []
+        self.attempt = 0  # until one is claimed
         try:
             for samples in header.sample_sets.values():
                 write_sample_set(objects, samples)
             self.attempt, self.claim = self._claim(targets)
-            made.append(str(self.attempt))
             self._arrays = {
                 split: self._create_array(split, samples)
                 for split, samples in header.sample_sets.items()
@@ -134,11 +133,26 @@ class AttemptWriter:
         except Exception:
             # Whoever waits for room tries again and again: nothing is to pile up meanwhile.
             with contextlib.suppress(StoreError, OSError):
-                for name in made:
-                    objects.delete(f"{staging_key(header.trial_id)}/{name}")
+                self._undo(targets)
             raise
         self._appended: set[int] = set()
         crash_point("claim")
+
+    def _undo(self, targets: Mapping[str, Any]) -> None:
+        """Remove what was written; stopped anywhere, nothing looks like damage."""
+        trial_id = self.header.trial_id
+        if self.attempt:
+            key = staging_key(trial_id, self.attempt)
+            for split in self.header.sample_sets:
+                self.objects.delete(f"{key}/{split}")
+            self.objects.delete(key)
+        # A claim that failed may have been made all the same, and then refers to its targets.
+        claimed = {
+            (self.objects.attributes(staging_key(trial_id, number)) or {}).get("arrays")
+            for number in attempts(self.objects, trial_id)
+        }
+        if targets and targets["arrays"] not in claimed:
+            self.objects.delete(f"{staging_key(trial_id)}/{targets['arrays']}")
 
     def _claim(self, targets: Mapping[str, Any]) -> tuple[int, str]:
         """Take the next free attempt number, which publishes the attempt's targets."""
