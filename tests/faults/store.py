@@ -170,9 +170,13 @@ class Failing(Objects):
 
     def __init__(self, inner: Objects, draw: random.Random) -> None:
         self.inner, self.draw, self.location = inner, draw, inner.location
+        self.n_failed = 0
 
     def may_fail(self) -> None:
-        if self.draw.random() < FAILS / 2:
+        # Every failure leaves an attempt that later ones look at: unless calls fail ever more
+        # seldom, none of many would come to its end.
+        if self.draw.random() < FAILS / 2 / (1 + self.n_failed / 20):
+            self.n_failed += 1
             network = UnavailableStoreError(self.location, "a fault made by a test")
             raise self.draw.choice([network, OSError(errno.EIO, os.strerror(errno.EIO))])
 
