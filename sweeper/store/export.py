@@ -38,7 +38,8 @@ import sweeper
 from sweeper.durable import write_parts
 from sweeper.errors import AnalysisError
 from sweeper.store.moments import MOMENT_COLUMNS
-from sweeper.store.reader import REQUESTS_AT_ONCE, Store
+from sweeper.store.objects import REQUESTS_AT_ONCE
+from sweeper.store.reader import Store
 from sweeper.store.schema import Array
 from sweeper.store.table import Summary
 from sweeper.store.where import holds

@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 
 import google_crc32c
 
-from sweeper.store.objects import Objects, metadata_key
+from sweeper.store.objects import REQUESTS_AT_ONCE, Objects, metadata_key
 from sweeper.store.table import Summary
 
 INDEX = "index.parquet"
 _COLUMNS = ("trial_id", "stamp", "summary", "checksum")
-_REQUESTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Index:
     def completed(self, summary: Callable[[str], Summary]) -> dict[str, Summary]:
         """All sealed trials; those without a row are asked for, several at a time."""
         missing = [trial_id for trial_id in self.stamps if trial_id not in self.rows]
-        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
             found = dict(zip(missing, pool.map(summary, missing), strict=True))
         return {**self.rows, **found}
 

@@ -13,6 +13,8 @@ from typing import Any, Self
 from sweeper.durable import Bytes
 from sweeper.errors import StoreError
 
+REQUESTS_AT_ONCE = 16  # a bucket answers many at once, each of them late
+
 _BLANK = "0" * 64  # stands where a metadata file's own checksum will be
 
 

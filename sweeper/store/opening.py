@@ -34,11 +34,6 @@ def create_store(location: str | Path | Objects) -> Objects:
     return objects
 
 
-def is_store(objects: Objects) -> bool:
-    """Whether this is a prediction store, of whatever format."""
-    return "sweeper_format" in (objects.attributes("") or {})
-
-
 def check_format(objects: Objects) -> None:
     """Refuse what is not a store, or one of a newer format.
 

@@ -13,7 +13,7 @@ from sweeper.errors import MissingStoreError, StoreError, nearest
 from sweeper.store import stream
 from sweeper.store.arrays import StoredArray
 from sweeper.store.index import read_index
-from sweeper.store.objects import Objects, metadata_key, open_objects
+from sweeper.store.objects import REQUESTS_AT_ONCE, Objects, metadata_key, open_objects
 from sweeper.store.opening import check_format
 from sweeper.store.predictions import DType, Wanted, read_sealed, read_staged
 from sweeper.store.samples import only_set, read_sample_set
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 T = TypeVar("T")
-
-REQUESTS_AT_ONCE = 16
 
 
 def open_store(location: str | Path) -> Store:

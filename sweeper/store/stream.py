@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from sweeper.errors import MissingStoreError
+from sweeper.store.objects import REQUESTS_AT_ONCE
 from sweeper.store.samples import only_set
 from sweeper.store.schema import Array, blocks
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 Rows: TypeAlias = "Sequence[str] | pd.DataFrame"
 
 READ_BYTES = 256 << 20  # of one trial's predictions that are in memory at once
-_REQUESTS_AT_ONCE = 16  # a bucket answers many at once, each of them late
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _ahead(
 def _pool(store: Store) -> Iterator[ThreadPoolExecutor]:
     """Threads that end with the iteration, finished or not."""
     is_remote = "://" in store.location
-    threads = _REQUESTS_AT_ONCE if is_remote else os.cpu_count() or 1
+    threads = REQUESTS_AT_ONCE if is_remote else os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
     try:
         yield pool
