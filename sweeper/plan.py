@@ -1,9 +1,10 @@
-"""What a launch would run: the trials of a grid, less those that are complete."""
+"""What a launch would run, and in what order: a grid's trials, less those that are complete."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,24 +16,66 @@ from sweeper.errors import PlanError, SweepDirError
 from sweeper.grid import Trial
 from sweeper.registry import source_hash
 from sweeper.room import Room
+from sweeper.shape import shape_of
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a trial will store: snapshots, bytes of predictions before compression, files."""
+    """What a trial will store: snapshots, bytes of predictions before compression, files.
+
+    And what it will cost: optimizer steps and floating point operations; both 0 if not known.
+    """
 
     n_snapshots: int
     n_bytes: int
     n_files: int
+    n_steps: int = 0
+    work: float = 0.0
+
+
+@dataclass(frozen=True)
+class PlannedWork:
+    """What is known of the time of all trials before they run, as columns in the plan's order.
+
+    Parameters
+    ----------
+    ids : the trials.
+    shapes : see `shape_of`; empty where they are not known.
+    n_steps : optimizer steps; 0 where they are not known.
+    works : floating point operations; 0 where they are not known.
+    """
+
+    ids: Sequence[str]
+    shapes: Sequence[str]
+    n_steps: Sequence[int]
+    works: Sequence[float]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials of a sweep in the order in which they run; `todo` are not complete yet."""
+    """The trials of a sweep.
+
+    Parameters
+    ----------
+    trials : all of them, in the grid's order.
+    todo : those that are not complete, in the order in which they run (see `make_plan`).
+    sizes, shapes : of `trials`.
+    """
 
     trials: tuple[Trial, ...]
     todo: tuple[Trial, ...]
     sizes: tuple[Size, ...]
+    shapes: tuple[str, ...]
+
+    @property
+    def work(self) -> PlannedWork:
+        """What is known of the trials' time."""
+        return PlannedWork(
+            [trial.trial_id for trial in self.trials],
+            self.shapes,
+            [size.n_steps for size in self.sizes],
+            [size.work for size in self.sizes],
+        )
 
     @property
     def n_snapshots(self) -> int:
@@ -65,6 +108,10 @@ def make_plan(
 ) -> Plan:
     """The plan for these trials, given the ids that are complete.
 
+    Trials of one shape run together, so that what was measured of the first, its memory above all,
+    serves the others; the shape with the longest trial first, and the longest trials of a shape
+    first, so that no long one is left alone at the end. What is alike keeps the grid's order.
+
     Raises
     ------
     PlanError : two different configurations have one id.
@@ -81,8 +128,24 @@ def make_plan(
                 "one configuration per id",
                 "change any one value of either",
             )
-    todo = tuple(trial for trial in ordered if trial.trial_id not in complete)
-    return Plan(ordered, todo, tuple(size_of(trial.config) for trial in ordered))
+    sizes = tuple(size_of(trial.config) for trial in ordered)
+    shapes = tuple(shape_of(trial.config) for trial in ordered)
+    left = [i for i, trial in enumerate(ordered) if trial.trial_id not in complete]
+    todo = tuple(ordered[i] for i in _longest_first(left, shapes, [size.work for size in sizes]))
+    return Plan(ordered, todo, sizes, shapes)
+
+
+def _longest_first(
+    left: Iterable[int], shapes: Sequence[str], works: Sequence[float]
+) -> Iterator[int]:
+    """The positions `left`, those of one shape together; see `make_plan`."""
+    together: dict[str, list[int]] = {}
+    for i in left:
+        together.setdefault(shapes[i], []).append(i)
+    for members in together.values():
+        members.sort(key=lambda i: -works[i])
+    groups = sorted(together.values(), key=lambda members: -works[members[0]])
+    return itertools.chain.from_iterable(groups)
 
 
 def check_stored(trials: Iterable[Trial], stored: Mapping[str, Mapping[str, Any]]) -> None:
@@ -99,7 +162,9 @@ def check_stored(trials: Iterable[Trial], stored: Mapping[str, Mapping[str, Any]
     PlanError : naming the trial and what differs.
     """
     for trial in trials:
-        there = stored.get(trial.trial_id, {})
+        there = stored.get(trial.trial_id)
+        if there is None:
+            continue
         for key, value in trial.config.to_flat().items():
             if key in there and there[key] != value:
                 raise PlanError(
@@ -120,23 +185,30 @@ def plug_in_hashes(trials: Iterable[Trial]) -> dict[str, str]:
 
 
 def write_plan(path: Path, plan: Plan) -> None:
-    """Write one row a trial: its id, configuration, and estimated size."""
+    """Write one row a trial: its id, configuration, and estimated size and cost."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [
+    work = plan.work
+    table = pa.table(
         {
-            "trial_id": trial.trial_id,
-            "schema": SCHEMA_VERSION,
-            "config": json.dumps(trial.config.to_flat()),
-            "n_snapshots": size.n_snapshots,
-            "n_bytes": size.n_bytes,
+            "trial_id": pa.array(work.ids, pa.string()),
+            "schema": pa.array([SCHEMA_VERSION] * len(plan.trials), pa.int64()),
+            "config": pa.array(_texts(plan.trials), pa.string()),
+            "n_snapshots": pa.array([size.n_snapshots for size in plan.sizes], pa.int64()),
+            "n_bytes": pa.array([size.n_bytes for size in plan.sizes], pa.int64()),
+            "shape": pa.array(work.shapes, pa.string()).dictionary_encode(),
+            "n_steps": pa.array(work.n_steps, pa.int64()),
+            "work": pa.array(work.works, pa.float64()),
         }
-        for trial, size in zip(plan.trials, plan.sizes, strict=True)
-    ]
+    )
     buffer = BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    pq.write_table(table, buffer)
     write_atomically(path, buffer.getvalue())
+
+
+def _texts(trials: Iterable[Trial]) -> list[str]:
+    return [json.dumps(trial.config.to_flat()) for trial in trials]
 
 
 def read_plan(path: Path) -> tuple[Trial, ...]:
@@ -167,14 +239,65 @@ def planned_ids(path: Path) -> list[str]:
     return list(_read_columns(path, ["trial_id"])[0])
 
 
-def _read_columns(path: Path, names: list[str]) -> list[list[Any]]:
+def planned_configs(path: Path) -> Iterator[dict[str, Any]]:
+    """The flat configuration of each planned trial, in order, of today's schema, unchecked.
+
+    Raises
+    ------
+    SweepDirError : there is no readable plan.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=names)
-    except (OSError, pa.ArrowException) as error:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(10_000, columns=["schema", "config"]):
+                for version, text in zip(*batch.to_pydict().values(), strict=True):
+                    config = json.loads(text)
+                    yield config if version == SCHEMA_VERSION else upgrade(config, version)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise SweepDirError(
             str(path), f"no readable plan ({error})", hint="launch with the grid file again"
         ) from error
-    return [table.column(name).to_pylist() for name in names]
+
+
+def planned_work(path: Path) -> PlannedWork:
+    """What is known of the trials' time, without reading their configurations.
+
+    A plan that an earlier version wrote has nothing of it.
+
+    Raises
+    ------
+    SweepDirError : there is no readable plan.
+    """
+    ids, *found = _read_columns(path, ["trial_id"], ["shape", "n_steps", "work"])
+    if found:
+        return PlannedWork(ids, *found)
+    n_trials = len(ids)
+    return PlannedWork(ids, [""] * n_trials, [0] * n_trials, [0.0] * n_trials)
+
+
+def _read_columns(path: Path, names: list[str], later: Sequence[str] = ()) -> list[list[Any]]:
+    """Columns of a plan, and those that came `later`, if it has all of them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:  # `pq.read_table` imports pandas, a third of a second
+            if later and set(later) <= set(file.schema_arrow.names):
+                names = [*names, *later]
+            table = file.read(columns=names)
+        return [_values(table.column(name)) for name in names]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise SweepDirError(
+            str(path), f"no readable plan ({error})", hint="launch with the grid file again"
+        ) from error
+
+
+def _values(column: Any) -> list[Any]:
+    """A column's values; those of a dictionary one by one would take ten times as long."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return list(column.to_pylist())

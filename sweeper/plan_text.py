@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sweeper.config import schema
-from sweeper.display import duration
+from sweeper.duration import duration
 from sweeper.grid import Expansion
 from sweeper.journal import Tally
 from sweeper.plan import Plan
 from sweeper.sweep_dir import SweepDir
+from sweeper.work import Rates
 
 Rows = Iterator[tuple[str, str]]
 _WIDTH, _LONGEST = 60, 100  # of names and of values in characters, where they allow it
 
 
 def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir, root: str) -> dict[str, Any]:
-    """The plan for `--json`; `seconds` is slot time, None before anything has run."""
+    """The plan for `--json`; `seconds` is slot time, None before anything has run.
+
+    `seconds_left` is what that takes on the `n_slots` of the last launch.
+    """
+    estimate = _estimate(made, folder)
     return {
         "name": expansion.name,
         "sweep_dir": str(folder.path),
@@ -40,7 +46,9 @@ def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir, root: str) -
         "n_snapshots": made.n_snapshots,
         "n_bytes": made.n_bytes,
         "n_files": made.n_files,
-        "seconds": _estimate(made, folder),
+        "seconds": estimate.seconds,
+        "n_slots": estimate.n_slots,
+        "seconds_left": estimate.seconds_left,
     }
 
 
@@ -72,7 +80,6 @@ def _grid_rows(expansion: Expansion) -> Rows:
 
 def _launch_rows(made: Plan, folder: SweepDir, root: str) -> Rows:
     """What is left to run, and what it will take."""
-    seconds = _estimate(made, folder)
     yield f"{folder.path}", f"{len(made.trials) - len(made.todo):,} complete"
     if root != str(folder.path):
         yield "  store", root
@@ -80,7 +87,7 @@ def _launch_rows(made: Plan, folder: SweepDir, root: str) -> Rows:
     yield "  snapshots", f"{made.n_snapshots:,}"
     yield "  predictions", f"{_bytes(made.n_bytes)} before compression"
     yield "  files", f"about {made.n_files:,} when sealed"
-    yield "  time", "not yet measured" if seconds is None else f"{duration(seconds)} of one slot"
+    yield "  time", _estimate(made, folder).text
 
 
 def _counted(n: int, what: str) -> str:
@@ -118,8 +125,34 @@ def _value(value: Any, section: str) -> str:
     return "{" + ", ".join(items) + "}"
 
 
-def _estimate(made: Plan, folder: SweepDir) -> float | None:
-    """Slot-seconds of what is left, from the trials that this sweep has finished."""
-    finished = Tally.read(folder.status, folder.journal).trials.values()
-    seconds = [found["seconds"] for found in finished if "seconds" in found]
-    return round(sum(seconds) / len(seconds) * len(made.todo), 1) if seconds else None
+@dataclass(frozen=True)
+class _Estimate:
+    """Slot-seconds of what is left, and how long that takes on the slots of the last launch."""
+
+    seconds: float | None
+    n_slots: int | None
+    seconds_left: float | None
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        if self.seconds is None:
+            return "not yet measured"
+        text = f"{duration(self.seconds)} of one slot"
+        if self.seconds_left is None or self.n_slots in (None, 1):
+            return text
+        return f"{text}, {duration(self.seconds_left)} on the last launch's {self.n_slots}"
+
+
+def _estimate(made: Plan, folder: SweepDir) -> _Estimate:
+    """From the trials of this sweep that have been measured."""
+    tally = Tally.read(folder.status, folder.journal)
+    rates = Rates(made.work, tally.trials)
+    left = {trial.trial_id: 0 for trial in made.todo}
+    n_slots = (tally.launched or {}).get("n_slots")
+    seconds_left = rates.eta(left, n_slots or 0)
+    return _Estimate(_rounded(rates.remaining(left)), n_slots, _rounded(seconds_left))
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)

@@ -10,7 +10,8 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Hashable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ from sweeper.train.lr import schedule_factor
 from sweeper.train.mixing import mixing
 from sweeper.train.plug_in import call, naming
 
+T = TypeVar("T")
+
 _ANY_SCHEDULE, _NO_CORNER = ScheduleConfig(), CornerConfig()
 
 
@@ -47,13 +50,7 @@ def check(config: TrialConfig) -> None:
     ConfigError : naming the key whose entry fails or does not fit the others.
     """
     phases(config)
-    network = RegularizeConfig(  # what of it the network itself depends on
-        dropout=config.regularize.dropout,
-        stochastic_depth=config.regularize.stochastic_depth,
-        ema=config.regularize.ema,
-    )
-    n_rows = min(config.optim.batch_size, 2)
-    _check_model(config.data, config.model, network, n_rows, config.channels_last)
+    forward_flops(config)
     _check_init(config.data, config.model, dataclasses.replace(config.init, corner=_NO_CORNER))
     alone = dataclasses.replace(config.optim, batch_size=1, clip=None, schedule=_ANY_SCHEDULE)
     decay = RegularizeConfig(
@@ -65,22 +62,51 @@ def check(config: TrialConfig) -> None:
     _check_mix(config.data, config.regularize)
 
 
-def _remembered(made: Callable[..., None]) -> Callable[..., None]:
-    """A check made once for what it is given: its refusal is kept as well as its silence."""
+def forward_flops(config: TrialConfig) -> float:
+    """Floating point operations of the network for one sample; a product and a sum are two.
+
+    Counted on the pass that checks the network; where that cannot be, two for each parameter.
+
+    Raises
+    ------
+    ConfigError : the network cannot be built or trained.
+    """
+    n_rows, network = min(config.optim.batch_size, 2), network_of(config.regularize)
+    return _check_model(config.data, config.model, network, n_rows, config.channels_last)
+
+
+def network_of(regularize: RegularizeConfig) -> RegularizeConfig:
+    """What of it the network itself depends on."""
+    return RegularizeConfig(
+        dropout=regularize.dropout,
+        stochastic_depth=regularize.stochastic_depth,
+        ema=regularize.ema,
+    )
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """What a `ConfigError` is made of."""
+
+    parts: tuple[str, ...]
+
+
+def _remembered(made: Callable[..., T]) -> Callable[..., T]:
+    """A check made once for what it is given: its refusal is kept as well as its result."""
 
     @functools.cache
-    def refusal(*parts: Hashable) -> tuple[str, ...] | None:
+    def outcome(*parts: Hashable) -> T | _Refusal:
         try:
-            made(*parts)
+            return made(*parts)
         except ConfigError as error:
-            return error.args
-        return None
+            return _Refusal(error.args)
 
     @functools.wraps(made)
-    def checked(*parts: Hashable) -> None:
-        found = refusal(*parts)
-        if found is not None:
-            raise ConfigError(*found)
+    def checked(*parts: Hashable) -> T:
+        found = outcome(*parts)
+        if isinstance(found, _Refusal):
+            raise ConfigError(*found.parts)
+        return found
 
     return checked
 
@@ -92,12 +118,15 @@ def _check_model(
     regularize: RegularizeConfig,
     n_rows: int,
     channels_last: bool,
-) -> None:
-    """A pass in either mode gives logits that can be trained; average and layout can be had."""
+) -> float:
+    """A pass in either mode gives logits that can be trained; average and layout can be had.
+
+    Returns the floating point operations of a sample.
+    """
     dataset = describe(data)
     built = build_model(data, model, regularize, seed=0)
     with naming("model", model.name), torch.random.fork_rng(devices=[]):
-        logits = _logits(built, torch.zeros(n_rows, *dataset.shape))
+        logits, flops = _logits(built, torch.zeros(n_rows, *dataset.shape))
     for found in logits:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         if shape != (n_rows, len(dataset.class_names)):
@@ -119,23 +148,28 @@ def _check_model(
             f"`true`, but model `{model.name}` has no filters of images",
             "`false`, which is the same to it",
         )
+    return flops / n_rows or 2.0 * sum(parameter.numel() for parameter in built.parameters())
 
 
-def _logits(model: nn.Module, x: Tensor) -> list[Any]:
+def _logits(model: nn.Module, x: Tensor) -> tuple[list[Any], int]:
     """What a network gives in either mode, on the meta device where nothing needs a value.
 
     There shapes are passed on and nothing is computed, which spares seconds for a large network.
+    The second result are the floating point operations of the pass, 0 where they are not known.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # a tenth of a second, which slots spare
+
     weights = {
         name: value.detach().to("meta").requires_grad_(value.requires_grad)
         for name, value in itertools.chain(model.named_parameters(), model.named_buffers())
     }
     try:
-        return [
-            functional_call(mode(), weights, x.to("meta")) for mode in (model.train, model.eval)
-        ]
+        trained = functional_call(model.train(), weights, x.to("meta"))
+        with FlopCounterMode(display=False) as counter:  # no block is left out by chance here
+            evaluated = functional_call(model.eval(), weights, x.to("meta"))
+        return [trained, evaluated], counter.get_total_flops()
     except Exception:  # a plug-in may look at values, or have tensors that are no buffers
-        return [mode()(x) for mode in (model.train, model.eval)]
+        return [mode()(x) for mode in (model.train, model.eval)], 0
 
 
 @_remembered

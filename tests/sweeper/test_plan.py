@@ -1,22 +1,28 @@
+import itertools
 import json
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sweeper.config import SCHEMA_VERSION, TrialConfig
 from sweeper.errors import PlanError, SweepDirError
 from sweeper.grid import Trial
 from sweeper.plan import (
+    PlannedWork,
     Size,
     check_stored,
     make_plan,
     planned_ids,
+    planned_work,
     plug_in_hashes,
     read_plan,
     write_plan,
 )
+from sweeper.shape import shape_of
 
 REQUIRED = {
     "data.name": "digits",
@@ -42,26 +48,49 @@ TRIALS = [
 
 
 def size_of(config):
-    return Size(config.epochs + 1, 100 * config.epochs, config.seed)
+    n_steps = 10 * config.epochs
+    return Size(config.epochs + 1, 100 * config.epochs, config.seed, n_steps, 0.5 * config.seed)
 
 
 # --- what is to be run -----------------------------------------------------------------------
 
 
-def test_complete_trials_are_left_out_and_the_rest_keeps_its_order():
-    plan = make_plan(TRIALS, {TRIALS[1].trial_id, "t0"}, size_of)
-    assert list(plan.trials) == TRIALS
+def test_complete_trials_are_left_out_and_the_longest_of_the_rest_comes_first():
+    plan = make_plan(reversed(TRIALS), {TRIALS[1].trial_id, "t0"}, size_of)
+    assert list(plan.trials) == TRIALS[::-1]
     assert list(plan.todo) == [TRIALS[0], TRIALS[2]]
 
 
 def test_all_trials_are_run_when_none_is_complete_and_none_when_all_are():
-    assert make_plan(TRIALS, (), size_of).todo == tuple(TRIALS)
+    assert make_plan(TRIALS, (), size_of).todo == (TRIALS[0], TRIALS[2], TRIALS[1])
     assert make_plan(TRIALS, {trial.trial_id for trial in TRIALS}, size_of).todo == ()
 
 
 def test_sizes_add_up_over_all_trials():
     plan = make_plan(TRIALS, {TRIALS[0].trial_id}, size_of)
     assert (plan.n_snapshots, plan.n_bytes, plan.n_files) == (12, 900, 6)
+
+
+SHAPED = [make_trial(seed=i, optim__batch_size=10 + i % 4) for i in range(12)]
+
+
+@given(st.permutations(SHAPED), st.lists(st.integers(0, 3), min_size=12, max_size=12), st.data())
+def test_trials_of_one_shape_run_together_and_the_longest_first(trials, works, data):
+    """The order is the only one there is: told by its properties, ties by the grid's order."""
+    work = {trial.trial_id: float(length) for trial, length in zip(SHAPED, works, strict=True)}
+    complete = data.draw(st.sets(st.sampled_from(sorted(work))))
+    plan = make_plan(trials, complete, lambda config: Size(1, 1, 1, 1, work[config.trial_id]))
+    assert list(plan.trials) == trials
+    assert len(plan.todo) == 12 - len(complete)
+    assert {trial.trial_id for trial in plan.todo} == work.keys() - complete
+    place = {trial.trial_id: i for i, trial in enumerate(trials)}
+    runs = [list(run) for _, run in itertools.groupby(plan.todo, lambda t: shape_of(t.config))]
+    assert len(runs) == len({shape_of(trial.config) for trial in plan.todo})
+    for run in runs:
+        keys = [(-work[trial.trial_id], place[trial.trial_id]) for trial in run]
+        assert keys == sorted(keys)
+    heads = [(-work[run[0].trial_id], min(place[trial.trial_id] for trial in run)) for run in runs]
+    assert heads == sorted(heads)
 
 
 def test_two_configurations_of_one_id_are_refused():
@@ -80,6 +109,28 @@ def test_a_plan_is_read_as_written(tmp_path):
     write_plan(path, make_plan(TRIALS, {TRIALS[0].trial_id}, size_of))
     assert list(read_plan(path)) == TRIALS
     assert planned_ids(path) == [trial.trial_id for trial in TRIALS]
+
+
+def test_the_work_is_read_as_planned(tmp_path):
+    path = tmp_path / "plan.parquet"
+    plan = make_plan(TRIALS, {TRIALS[0].trial_id}, size_of)
+    write_plan(path, plan)
+    ids, shapes = [t.trial_id for t in TRIALS], [shape_of(t.config) for t in TRIALS]
+    assert planned_work(path) == PlannedWork(ids, shapes, [30, 30, 30], [1.5, 0.5, 1.0])
+    assert list(plan.work.shapes) == shapes
+    assert pa.types.is_dictionary(pq.read_schema(path).field("shape").type)
+
+
+def test_a_plan_of_an_earlier_version_is_read_without_its_work(tmp_path):
+    """Such a file had the first five columns."""
+    path = tmp_path / "plan.parquet"
+    write_plan(path, make_plan(TRIALS, (), size_of))
+    columns = ["trial_id", "schema", "config", "n_snapshots", "n_bytes"]
+    pq.write_table(pq.read_table(path, columns=columns), path)
+    ids = [trial.trial_id for trial in TRIALS]
+    assert list(read_plan(path)) == TRIALS
+    assert planned_ids(path) == ids
+    assert planned_work(path) == PlannedWork(ids, [""] * 3, [0] * 3, [0.0] * 3)
 
 
 def test_a_plan_is_a_table_that_others_can_read(tmp_path):
@@ -102,7 +153,7 @@ def test_a_plan_that_cannot_be_read_is_an_error_that_names_it(tmp_path, damage):
         pq.write_table(pa.table({"x": [1]}), path)
     else:
         path.write_bytes({"empty": b"", "junk": b"junk" * 9, "cut": path.read_bytes()[:-9]}[damage])
-    for read in (read_plan, planned_ids):
+    for read in (read_plan, planned_ids, planned_work):
         with pytest.raises(SweepDirError) as caught:
             read(path)
         assert caught.value.where == str(path)

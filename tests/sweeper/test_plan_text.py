@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from sweeper.grid import expand, load_grid
+from sweeper.journal import Journal
 from sweeper.plan import Size, make_plan
 from sweeper.plan_text import plan_fields, plan_lines
 from sweeper.sweep_dir import SweepDir
@@ -103,3 +104,29 @@ def test_a_store_elsewhere_is_shown(planned):
     lines = list(plan_lines(path, expansion, made, folder, "s3://bucket/prefix"))
     assert any(line.split() == ["store", "s3://bucket/prefix"] for line in lines)
     assert plan_fields(expansion, made, folder, root)["store"] == str(folder.path)
+
+
+def time_row(*planned):
+    return [*plan_lines(*planned)][-1].split(maxsplit=1)
+
+
+def test_time_is_estimated_from_what_was_measured(planned):
+    """Twelve trials of as much work each, one of them complete in a minute."""
+    path, expansion, _, folder, root = planned
+    done = expansion.trials[0].trial_id
+    made = make_plan(expansion.trials, {done}, lambda config: Size(3, 100, 4, 50, 1e6))
+    assert len(made.trials) == 12
+    assert len(set(made.shapes)) > 1
+    assert time_row(path, expansion, made, folder, root) == ["time", "not yet measured"]
+    fields = plan_fields(expansion, made, folder, root)
+    assert (fields["seconds"], fields["n_slots"], fields["seconds_left"]) == (None, None, None)
+
+    ended = {"trial": done, "attempt": 1, "state": "complete", "digest": "0" * 64}
+    folder.path.mkdir()
+    with Journal(folder.journal) as journal:
+        journal.append("launched", n_planned=12, n_todo=12, n_slots=4)
+        journal.append("finished", **ended, seconds=60.0, steps=50)
+    fields = plan_fields(expansion, made, folder, root)
+    assert (fields["seconds"], fields["n_slots"], fields["seconds_left"]) == (660.0, 4, 165.0)
+    expected = "11 min 0 s of one slot, 2 min 45 s on the last launch's 4"
+    assert time_row(path, expansion, made, folder, root) == ["time", expected]
