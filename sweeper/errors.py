@@ -8,6 +8,7 @@
     ├── GridError                exit 2   a grid file
     ├── PlanError                exit 2   a grid that cannot become a sweep
     ├── SweepDirError            exit 2   a sweep directory, its lock or its journal
+    ├── ClusterError             exit 4   a cluster that is lost or cannot be reached
     ├── AnalysisError            exit 2   a selection or a reduction of a store
     ├── CheckpointError          exit 5   a checkpoint that is damaged or another trial's
     └── StoreError               exit 5   a store that is damaged or inconsistent
@@ -80,6 +81,12 @@ class SweepDirError(SweeperError):
     """A sweep directory is missing, held by another driver, or inconsistent."""
 
     usual_hint = "`sweeper status DIR` shows what a sweep directory holds"
+
+
+class ClusterError(SweeperError):
+    """A cluster cannot be reached, or was lost; what was done on it is in the store."""
+
+    exit_code = 4
 
 
 class AnalysisError(SweeperError):

@@ -9,47 +9,47 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 
 from sweeper.attempt import Order, Outcome, Progress, Waiting
-from sweeper.config import SCHEMA_VERSION, TrialConfig
+from sweeper.config import SCHEMA_VERSION, TrialConfig, content_id
 from sweeper.durable import crash_point
-from sweeper.errors import CheckpointError, ConfigError, MissingStoreError, StoreError
+from sweeper.errors import ConfigError, StoreError
 from sweeper.plan import Size
+from sweeper.resuming import Checkpoints, Lineage, Restored, name_of
 from sweeper.room import is_full, when_there_is_room
 from sweeper.store.objects import Objects
 from sweeper.store.opening import create_store
 from sweeper.store.root import Root
 from sweeper.store.schema import SampleSet, sealed_layout
 from sweeper.store.seal import State, is_sealed, remove_leftovers, seal
-from sweeper.store.staging import StagedTrial, owner_of
 from sweeper.store.writer import AttemptWriter, TrialHeader
 from sweeper.sweep_dir import environment
-from sweeper.train import checkpoint, data, labels_fitted, metric_names, planned_steps, train
+from sweeper.trackers import Trackers
+from sweeper.train import data, labels_fitted, metric_names, planned_steps, train
 from sweeper.train.corner import relabelled
+from sweeper.train.cost import cost_of
 from sweeper.train.loop import Moment
-from sweeper.train.memory import keep_freed_memory
+from sweeper.train.memory import begin_share, device_name, keep_freed_memory, peak_memory
 
 T = TypeVar("T")
 
-Lineage = list[tuple[int, int, str]]  # attempt, its first snapshot, the token of its claim
-
 
 def size_of(config: TrialConfig) -> Size:
-    """What the trial will store; nothing is read for it."""
+    """What the trial will store and cost; nothing is read for it."""
     described = data.describe(config.data)
     n_samples = [described.n_test]
     if config.record.train == "predictions":
         n_samples.append(described.n_train)
-    n_snapshots = len(planned_steps(config))
-    shapes = [(n_snapshots, n, len(described.class_names)) for n in n_samples]
+    cost = cost_of(config)
+    shapes = [(cost.n_snapshots, n, len(described.class_names)) for n in n_samples]
     n_shards = sum(math.ceil(shape[1] / sealed_layout(shape)[1]) for shape in shapes)
     # The log and the trial's metadata; those of each array, and its shards.
     n_files = 2 + len(shapes) + n_shards + 2 * len(relabelled(config))
-    return Size(n_snapshots, 2 * sum(map(math.prod, shapes)), n_files)
+    n_bytes = 2 * sum(map(math.prod, shapes))
+    return Size(cost.n_snapshots, n_bytes, n_files, cost.n_steps, cost.work)
 
 
 def run_attempt(
@@ -95,14 +95,15 @@ class _Attempt:
         self.order, self.should_stop, self.on_progress = order, should_stop, on_progress
         self.root = Root(order.root)
         self.log = self.root.log(order.trial_id)
-        self.checkpoints = self.root.checkpoints(order.trial_id)
-        self.number = 0  # until one is claimed
+        self.checkpoints = Checkpoints(self.root.checkpoints(order.trial_id), self.log)
+        self.trackers = Trackers(order, self.log)
+        self.number, self.device = 0, "no device"  # until one is claimed
         self.started = time.monotonic()
 
     def run(self) -> Outcome:
         torch.set_num_threads(self.order.threads)
         keep_freed_memory()
-        config = TrialConfig.from_flat(self.order.config)
+        config = _config_of(self.order)
         objects = self._patiently(lambda: create_store(self.root.predictions))
         if is_sealed(objects, self.order.trial_id):
             found = self._patiently(lambda: remove_leftovers(objects, self.order.trial_id))
@@ -110,6 +111,8 @@ class _Attempt:
             self.number = int(found["attempts"][-1]["attempt"])
             return self.outcome(found["state"], found["digest"])
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device_name(device)
+        begin_share(device, self.order.per_gpu)
         header = _header(self.order, config, device)
         return self._record(objects, config, header, device)
 
@@ -125,7 +128,7 @@ class _Attempt:
     def _record(
         self, objects: Objects, config: TrialConfig, header: TrialHeader, device: torch.device
     ) -> Outcome:
-        restored = self._restore(objects, header)
+        restored = self.checkpoints.restore(objects, header)
         first = restored.next_snapshot
         writer = self._patiently(lambda: AttemptWriter(objects, header, first))
         self.number = writer.attempt
@@ -135,12 +138,14 @@ class _Attempt:
             f"attempt {writer.attempt} on {socket.gethostname()} ({device}), "
             f"step {restored.step} of {n_steps}"
         )
-        self._report(writer.attempt, restored.step, n_steps, device)
+        self._report(restored.step, n_steps, 0.0, device)
+        self.trackers.start(config.to_flat(), objects)
         state: State = "diverged" if restored.diverged else "complete"
         with _Recorder(self._append(writer)) as recorder:
             next_snapshot, saved = restored.next_snapshot, time.monotonic()
-            reported = saved
+            reported, last = saved, None
             for moment in self._moments(config, device, restored):
+                last = moment
                 if moment.diverged:
                     if next_snapshot == 0:
                         where = f"trial {self.order.trial_id}"
@@ -156,11 +161,14 @@ class _Attempt:
                     self._save(lineage, next_snapshot, moment)
                     saved = now
                 if stop:
+                    self._report(moment.step, n_steps, moment.epoch, device)
                     self.log(f"stopped at step {moment.step}")
                     return self.outcome("stopped", None)
                 if now - reported >= 1:
-                    self._report(writer.attempt, moment.step, n_steps, device)
+                    self._report(moment.step, n_steps, moment.epoch, device)
                     reported = now
+        if last is not None:  # a short trial says here alone how much memory it took
+            self._report(last.step, n_steps, last.epoch, device)
         return self._finish(objects, writer, state)
 
     def _append(self, writer: AttemptWriter) -> Callable[[Moment], None]:
@@ -173,11 +181,12 @@ class _Attempt:
                 lambda: writer.append(snapshot, moment.epoch, moment.metrics, moment.log_probs)
             )
             self.log(_line(moment))
+            self.trackers.snapshot(moment.step, moment.epoch, moment.metrics)
 
         return append
 
     def _moments(
-        self, config: TrialConfig, device: torch.device, restored: _Restored
+        self, config: TrialConfig, device: torch.device, restored: Restored
     ) -> Iterator[Moment]:
         """The moments left to record; none when the last snapshot is already staged."""
         if not restored.all_staged:
@@ -190,78 +199,34 @@ class _Attempt:
         self.log(f"{state}, digest {digest[:12]}")
         return self.outcome(state, digest)
 
-    # --- checkpoints ----------------------------------------------------------------------
-
-    def _restore(self, objects: Objects, header: TrialHeader) -> _Restored:
-        """Where this attempt starts: after all snapshots, at a checkpoint, or at the beginning."""
-        try:
-            staged = StagedTrial(objects, self.order.trial_id)
-        except MissingStoreError:  # nothing, or a crash before the first attempt was claimed
-            return _Restored()
-        n_planned = len(header.steps)
-        sets = {split: samples.hash for split, samples in header.sample_sets.items()}
-        if staged.n_recorded == n_planned and all(
-            _is_of(staged, i, sets) for i in range(n_planned)
-        ):
-            step = int(staged.header["steps"][-1])
-            return _Restored(next_snapshot=n_planned, step=step, all_staged=True)
-        self.checkpoints.remove_partials()
-        for name in sorted(self._checkpoints(), key=_checkpoint_step, reverse=True):
-            where = f"{self.checkpoints.location}/{name}"
-            try:
-                found = checkpoint.from_bytes(self.checkpoints.read(name), where)
-            except CheckpointError as error:
-                self.log(f"{error}; ignored")
-                continue
-            lineage = [(int(n), int(first), str(claim)) for n, first, claim in found["lineage"]]
-            if _descends(lineage, found["next_snapshot"], staged, sets):
-                return _Restored(
-                    lineage=lineage,
-                    next_snapshot=found["next_snapshot"],
-                    step=found["state"]["step"],
-                    diverged=found["state"]["diverged"],
-                    state=found["state"],
-                )
-        return _Restored()
-
-    def _checkpoints(self) -> list[str]:
-        return [name for name in self.checkpoints.names("") if name.endswith(".pt")]
-
     def _save(self, lineage: Lineage, next_snapshot: int, moment: Moment) -> None:
-        """Write a checkpoint; the snapshots it claims are durable already.
-
-        The files of a newer attempt are left alone: this process may be a late one.
-        """
-        claims = [list(claim) for claim in lineage]
-        data = checkpoint.to_bytes(
-            {"lineage": claims, "next_snapshot": next_snapshot, "state": moment.state()}
-        )
-        written = f"{self.number}-{moment.step}.pt"
-        self._patiently(lambda: self.checkpoints.write(written, data))
+        """Write a checkpoint, then remove those before it."""
+        name = name_of(self.number, moment.step)
+        state = moment.state()
+        self._patiently(lambda: self.checkpoints.write(name, lineage, next_snapshot, state))
         crash_point("checkpoint")
-        self._patiently(lambda: self._remove_older(written))
+        self._patiently(lambda: self.checkpoints.remove_older(name))
         crash_point("checkpoint-removed")
-
-    def _remove_older(self, written: str) -> None:
-        for name in self._checkpoints():
-            if name != written and _checkpoint_attempt(name) <= self.number:
-                self.checkpoints.delete(name)
 
     # --- reports --------------------------------------------------------------------------
 
-    def _report(self, attempt: int, step: int, n_steps: int, device: torch.device) -> None:
-        host = socket.gethostname()
-        self.on_progress(Progress(self.order.trial_id, attempt, step, n_steps, host, str(device)))
+    def _report(self, step: int, n_steps: int, epoch: float, device: torch.device) -> None:
+        host, trial_id, per_gpu = socket.gethostname(), self.order.trial_id, self.order.per_gpu
+        said = (trial_id, self.number, step, n_steps, host, self.device, epoch, per_gpu)
+        self.on_progress(Progress(*said, *peak_memory(device)))
 
     def outcome(self, state: str, digest: str | None) -> Outcome:
         """How this attempt ended."""
         seconds = round(time.monotonic() - self.started, 3)
+        self.trackers.end(state)
         return Outcome(self.order.trial_id, self.number, state, seconds, digest)
 
     def log_failure(self) -> None:
         """Add the traceback of the error that is being handled to the trial's log."""
         with contextlib.suppress(StoreError, OSError):  # it must not hide that error
-            self.log("failed\n" + traceback.format_exc())
+            where = f"attempt {self.number} on {socket.gethostname()} ({self.device})"
+            self.log(f"{where} failed\n{traceback.format_exc()}")
+        self.trackers.end("failed")
 
 
 class _Recorder:
@@ -295,51 +260,22 @@ class _Recorder:
             self.wait()
 
 
-@dataclass(frozen=True)
-class _Restored:
-    """Where an attempt starts; the default is the beginning."""
+def _config_of(order: Order) -> TrialConfig:
+    """The trial's configuration, if it still is the one that was planned.
 
-    lineage: Lineage = field(default_factory=list)
-    next_snapshot: int = 0
-    step: int = 0
-    diverged: bool = False
-    all_staged: bool = False
-    state: dict[str, Any] | None = None
-
-
-def _descends(
-    lineage: Lineage, next_snapshot: int, staged: StagedTrial, sets: Mapping[str, str]
-) -> bool:
-    """Whether the staged snapshots before a checkpoint are the ones it was trained through.
-
-    A late older attempt can write a checkpoint after a newer one took over its tail, and after a
-    repair numbers begin again; going on from it would leave a hole, or join two attempts' paths.
+    Raises
+    ------
+    ConfigError : a default of a plug-in is another one than when the sweep was launched.
     """
-    firsts = [(number, first) for number, first, _ in lineage]
-    tokens = {number: claim for number, _, claim in lineage}
-
-    def is_the_one(snapshot: int) -> bool:
-        owner = owner_of(snapshot, staged.claims)
-        if owner is None or owner != owner_of(snapshot, firsts):
-            return False
-        same = staged.headers[owner]["claim"] == tokens[owner]
-        return same and _is_of(staged, snapshot, sets)
-
-    return all(is_the_one(snapshot) for snapshot in range(next_snapshot))
-
-
-def _is_of(staged: StagedTrial, snapshot: int, sets: Mapping[str, str]) -> bool:
-    """Whether a snapshot is staged, of these sets of samples: the data may have changed since."""
-    owner = owner_of(snapshot, staged.claims)
-    return staged.is_present(snapshot) and staged.headers[owner or 0]["sample_sets"] == sets
-
-
-def _checkpoint_step(name: str) -> int:
-    return int(name.removesuffix(".pt").partition("-")[2])
-
-
-def _checkpoint_attempt(name: str) -> int:
-    return int(name.partition("-")[0])
+    config = TrialConfig.from_flat(order.config)
+    if order.config_id and content_id(config.to_flat()) != order.config_id:
+        raise ConfigError(
+            f"trial {order.trial_id}",
+            "a default of its plug-ins has changed since the launch",
+            "the code that it was planned with",
+            "stop the sweep and launch it again",
+        )
+    return config
 
 
 def _header(order: Order, config: TrialConfig, device: torch.device) -> TrialHeader:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from sweeper.attempt import CHECKPOINT_SECONDS, Order, Outcome, Progress, Waiting
-from sweeper.config import SCHEMA_VERSION, Flat, TrialConfig, upgrade
+from sweeper.attempt import CHECKPOINT_SECONDS, Order
+from sweeper.config import SCHEMA_VERSION, Flat, TrialConfig, content_id, upgrade
 from sweeper.durable import PARTIAL, write_atomically
 from sweeper.errors import SweepDirError, UnavailableStoreError
 from sweeper.grid import Trial
-from sweeper.journal import Journal, Tally
+from sweeper.journal import Journal
 from sweeper.plan import Plan, plug_in_hashes, write_plan
-from sweeper.room import is_full, when_there_is_room
-from sweeper.schedule.executor import Event, Executor, Failure, Lost
+from sweeper.schedule.executor import Event, Executor
+from sweeper.schedule.rules import Rules
+from sweeper.schedule.scribe import Counts, Scribe, room_or_not
+from sweeper.schedule.stopping import stopping
 from sweeper.store import Store
 from sweeper.store.index import write_index
 from sweeper.store.opening import check_format, create_store
@@ -29,7 +29,6 @@ from sweeper.store.seal import remove_leftovers
 from sweeper.sweep_dir import SweepDir, environment
 
 THREADS_PER_TRIAL = 1  # fixed when a sweep is made: another number gives other bits
-DIGEST_SECONDS = 30.0
 SHARED_SECONDS = 3600.0  # after which a temporary file in a shared store is taken for a leftover
 
 
@@ -43,22 +42,18 @@ class Launch:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     allow_code_change: bool = False
     root: str | None = None  # of the store, where it is not the sweep's own
+    only: Collection[str] | None = None  # the trials that were asked for; None for all
+    stop_after: float | None = None  # seconds, before it drains
+    rules: Rules = field(default_factory=Rules)
+    log_to: tuple[str, ...] = ()  # names of trackers
 
 
-@dataclass
-class Counts:
-    """What a launch did."""
+@dataclass(frozen=True)
+class _Stored:
+    """A complete trial as the store has it: its folder's name, and its configuration today."""
 
-    n_todo: int
-    n_complete: int = 0
-    n_diverged: int = 0
-    n_failed: int = 0
-    n_stopped: int = 0
-
-    @property
-    def n_ended(self) -> int:
-        """Trials that need no more work in this launch."""
-        return self.n_complete + self.n_diverged + self.n_failed
+    label: str
+    config: Flat
 
 
 def complete_trials(root: str) -> dict[str, Flat]:
@@ -66,17 +61,18 @@ def complete_trials(root: str) -> dict[str, Flat]:
     predictions = Root(root).predictions
     if all(name.endswith(PARTIAL) for name in predictions.names("")):
         return {}  # not there, or a crash while it was made
-    return _complete(Store(predictions))
+    return {trial_id: found.config for trial_id, found in _complete(Store(predictions)).items()}
 
 
-def _complete(store: Store) -> dict[str, Flat]:
+def _complete(store: Store) -> dict[str, _Stored]:
+    """The complete trials by the ids that they have today."""
     check_format(store.objects)
     found = {}
     for label, summary in store.summaries().items():
-        config = upgrade(summary.config, summary.schema)
+        config, trial_id = upgrade(summary.config, summary.schema), label
         if summary.schema != SCHEMA_VERSION:
-            label = TrialConfig.from_flat(config).trial_id
-        found[label] = config
+            trial_id = TrialConfig.from_flat(config).trial_id
+        found[trial_id] = _Stored(label, config)
     return found
 
 
@@ -99,68 +95,115 @@ def drive(
     SweepDirError : another driver holds the directory, it holds another sweep, or a plug-in's
         source has changed.
     """
-    with folder.locked(), _signals() as stop:
+    with folder.locked(), stopping(folder.stop_request, launch.stop_after) as stop:
         hashes = plug_in_hashes(plan.trials)
         _check_name(folder, launch)
         _check_code(folder, hashes, launch)
         root = Root(folder.root(launch.root))
         store, complete = _remove_leftovers(folder, root)
-        left = [trial for trial in plan.todo if trial.trial_id not in complete]
-        todo = left[: launch.limit]
+        todo = _todo(plan, launch, complete)
         _write_down(folder, plan, launch, hashes)
-        counts = Counts(len(todo))
+        works = dict(zip(plan.work.ids, plan.work.works, strict=True))
+        counts = Counts({trial.trial_id: works[trial.trial_id] for trial in todo})
         with Journal(folder.journal) as journal:
-            tally = Tally.read(folder.status, folder.journal)
-            scribe = _Scribe(folder, journal, tally, counts, on_event, stop.is_set)
-            scribe.reconcile(store, {trial.trial_id for trial in plan.trials} & complete)
+            scribe = Scribe(folder, root, journal, counts, executor, on_event, stop.is_set)
+            _reconcile(scribe, store, plan, complete)
             scribe.write(
                 "launched",
                 n_planned=len(plan.trials),
                 n_todo=len(todo),
                 n_slots=executor.n_slots,
+                n_gpus=executor.n_gpus,
                 host=socket.gethostname(),
                 pid=os.getpid(),
             )
-            executor.run(_orders(folder, root, todo, launch, hashes), scribe.take, stop.is_set)
-            scribe.write("ended", reason=_reason(counts, len(todo)))
-            scribe.save()
-        with _room_or_not(), contextlib.suppress(UnavailableStoreError):
+            orders = _orders(folder, root, plan, todo, launch, hashes)
+            rules = dataclasses.replace(launch.rules, packed=scribe.tally.packed)
+            try:
+                executor.run(orders, scribe.take, stop.is_set, rules)
+                scribe.write("ended", **_reason(counts))
+            finally:
+                scribe.close()
+        with room_or_not(), contextlib.suppress(UnavailableStoreError):
             write_index(store.objects, Store(store.objects).summary)
     return counts
 
 
-def _reason(counts: Counts, n_todo: int) -> str:
-    if counts.n_ended < n_todo:
-        return "stopped"
-    return "failures" if counts.n_failed else "complete"
+def _todo(plan: Plan, launch: Launch, complete: Collection[str]) -> list[Trial]:
+    """What this launch runs: what is not complete, was asked for, and is within its limit."""
+    left = [
+        trial
+        for trial in plan.todo
+        if trial.trial_id not in complete and (launch.only is None or trial.trial_id in launch.only)
+    ]
+    return left[: launch.limit]
+
+
+def _reason(counts: Counts) -> dict[str, str]:
+    """How a launch ended, as the journal has it."""
+    if counts.halt is not None:
+        return {"reason": "halted", "signature": counts.halt.failure.signature}
+    if counts.n_ended < counts.n_todo:
+        return {"reason": "stopped"}
+    return {"reason": "failures" if counts.n_failed else "complete"}
+
+
+def _reconcile(scribe: Scribe, store: Store, plan: Plan, complete: Mapping[str, _Stored]) -> None:
+    """Write down what the store holds complete and a killed driver could not."""
+    for trial in plan.trials:
+        stored = complete.get(trial.trial_id)
+        known = scribe.tally.trials.get(trial.trial_id, {})
+        if stored is None or known.get("state") in ("complete", "diverged"):
+            continue
+        found = store.summary(stored.label)
+        label = {"label": stored.label} if stored.label != trial.trial_id else {}
+        scribe.write(
+            "finished",
+            trial=trial.trial_id,
+            attempt=found.attempt,
+            state=found.state,
+            digest=found.digest,
+            **label,
+        )
 
 
 def _orders(
-    folder: SweepDir, root: Root, todo: Sequence[Trial], launch: Launch, hashes: Mapping[str, str]
+    folder: SweepDir,
+    root: Root,
+    plan: Plan,
+    todo: Sequence[Trial],
+    launch: Launch,
+    hashes: Mapping[str, str],
 ) -> list[Order]:
     threads = threads_per_trial(folder)
+    shapes = dict(zip(plan.work.ids, plan.shapes, strict=True))
+    location = root.location if "://" in root.location else os.path.abspath(root.location)
     return [
         Order(
             trial_id=trial.trial_id,
-            config=trial.config.to_flat(),
-            root=root.location if "://" in root.location else os.path.abspath(root.location),
+            config=trial.config.identity,
+            config_id=content_id(trial.config.to_flat()),
+            root=location,
             threads=threads,
             checkpoint_seconds=launch.checkpoint_seconds,
             plug_ins={name: hashes[name] for name in trial.config.plug_ins()},
+            shape=shapes[trial.trial_id],
+            sweep=launch.name,
+            log_to=launch.log_to,
         )
         for trial in todo
     ]
 
 
-def _remove_leftovers(folder: SweepDir, root: Root) -> tuple[Store, set[str]]:
-    """Remove what crashes left behind; returns the store and the ids that are complete in it."""
+def _remove_leftovers(folder: SweepDir, root: Root) -> tuple[Store, dict[str, _Stored]]:
+    """Remove what crashes left behind; returns the store and what is complete in it."""
     store = Store(create_store(root.predictions))
     folder.remove_partials()
     is_shared = root.location != str(folder.path)  # perhaps with another sweep, at this moment
     root.remove_partials(older_than=SHARED_SECONDS if is_shared else 0)
-    complete = set(_complete(store))
+    complete = _complete(store)
     left_over = {*store.objects.names("staging"), *root.checkpointed()}
-    for trial_id in left_over & complete:
+    for trial_id in left_over & {found.label for found in complete.values()}:
         remove_leftovers(store.objects, trial_id)
         root.remove_checkpoints(trial_id)
     return store, complete
@@ -209,137 +252,3 @@ def _write_down(folder: SweepDir, plan: Plan, launch: Launch, hashes: Mapping[st
             "launches": [*manifest.get("launches", []), entry],
         }
     )
-
-
-@dataclass
-class _Scribe:
-    """Turns an executor's events into journal lines, counts and calls of the display."""
-
-    folder: SweepDir
-    journal: Journal
-    tally: Tally
-    counts: Counts
-    on_event: Callable[[Event, Counts], None]
-    should_stop: Callable[[], bool]
-    saved: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._attempts: dict[str, int] = {}
-
-    def write(self, event: str, **fields: Any) -> None:
-        try:
-            line = when_there_is_room(
-                lambda: self.journal.append(event, **fields), self._wait, self.should_stop
-            )
-        except OSError as error:
-            if not is_full(error):
-                raise
-            return  # asked to stop meanwhile: the store tells the next launch what this would have
-        self.tally.add(line)
-        self.tally.offset = self.journal.offset
-
-    def _wait(self, error: OSError) -> None:
-        self.on_event(Waiting("", f"{self.folder.path}: {error.strerror}"), self.counts)
-
-    def reconcile(self, store: Store, complete: set[str]) -> None:
-        """Write down what the store holds complete and a killed driver could not."""
-        ended = ("complete", "diverged")
-        unknown = [
-            trial
-            for trial in sorted(complete)
-            if self.tally.trials.get(trial, {}).get("state") not in ended
-        ]
-        for trial in unknown:
-            found = store.summary(trial)
-            self.write(
-                "finished",
-                trial=trial,
-                attempt=found.attempt,
-                state=found.state,
-                digest=found.digest,
-            )
-
-    def take(self, event: Event) -> None:
-        trial = event.trial_id
-        if isinstance(event, Progress):
-            if self._attempts.get(trial) != event.attempt:
-                self._attempts[trial] = event.attempt
-                self.write(
-                    "started",
-                    trial=trial,
-                    attempt=event.attempt,
-                    host=event.host,
-                    device=event.device,
-                    step=event.step,
-                    n_steps=event.n_steps,
-                )
-        elif isinstance(event, Outcome):
-            self._take_outcome(event)
-        elif isinstance(event, Failure):
-            self.counts.n_failed += 1
-            self.write(
-                "failed",
-                trial=trial,
-                attempt=self._attempts.get(trial),
-                kind=event.kind,
-                error=event.error,
-                message=event.message,
-            )
-        elif isinstance(event, Lost):
-            self.write("lost", trial=trial)
-        self.on_event(event, self.counts)
-        if time.monotonic() - self.saved > DIGEST_SECONDS:
-            self.save()
-
-    def _take_outcome(self, outcome: Outcome) -> None:
-        fields = {"trial": outcome.trial_id, "attempt": outcome.attempt, "seconds": outcome.seconds}
-        if outcome.state == "stopped":
-            self.counts.n_stopped += 1
-            self.write("stopped", **fields)
-            return
-        self.counts.n_complete += outcome.state == "complete"
-        self.counts.n_diverged += outcome.state == "diverged"
-        self.write("finished", **fields, state=outcome.state, digest=outcome.digest)
-
-    def save(self) -> None:
-        with _room_or_not():
-            self.tally.save(self.folder.status)
-        self.saved = time.monotonic()
-
-
-@contextlib.contextmanager
-def _room_or_not() -> Iterator[None]:
-    """What can always be made again is not written to a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if not is_full(error):
-            raise
-
-
-class _Stop:
-    """Set by the first signal; the second one ends the process."""
-
-    def __init__(self) -> None:
-        self._set = False
-
-    def is_set(self) -> bool:
-        return self._set
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self._set and number == signal.SIGINT:
-            os._exit(130)
-        self._set = True
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Stop]:
-    """Drain at the first SIGINT, SIGTERM or SIGUSR1; a second SIGINT kills."""
-    stop = _Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,44 +7,56 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sweeper.attempt import Order, Outcome, Progress, Waiting
-from sweeper.errors import SweeperError
-from sweeper.schedule.retry import classify
-
-MESSAGE_LENGTH = 500  # characters of an error that the journal and the display carry
+from sweeper.schedule.retry import Failure
+from sweeper.schedule.rules import Rules
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An attempt raised; `kind` is its failure class."""
+class Retry:
+    """An attempt failed in a way that is worth another one, in `delay` seconds or later."""
 
-    trial_id: str
-    kind: str
-    error: str
-    message: str
+    failure: Failure
+    delay: float
 
-    @classmethod
-    def of(cls, trial_id: str, error: BaseException) -> Failure:
-        """The failure that `error` is."""
-        try:
-            text = str(error).strip()
-        except Exception:  # a plug-in's own exception may fail even at this
-            text = "its message cannot be shown"
-        if isinstance(error, SweeperError) and error.hint:
-            text = f"{text} (hint: {error.hint})"
-        text = text.encode("utf-8", "backslashreplace").decode()
-        if len(text) > MESSAGE_LENGTH:
-            text = f"{text[:MESSAGE_LENGTH]} … (the rest is in the trial's log)"
-        return cls(trial_id, classify(error), type(error).__name__, text)
+    @property
+    def trial_id(self) -> str:
+        """The trial that is run again."""
+        return self.failure.trial_id
 
 
 @dataclass(frozen=True)
-class Lost:
-    """A worker died in the middle of an attempt; the trial is run again."""
+class Packed:
+    """Trials of a shape share a GPU by so many from now on, because of what is named."""
 
-    trial_id: str
+    shape: str
+    per_gpu: int
+    reason: str
+    peak_bytes: int = 0
+    device_bytes: int = 0
+    trial_id: str = ""  # which trial showed it
 
 
-Event = Progress | Waiting | Outcome | Failure | Lost
+@dataclass(frozen=True)
+class Halt:
+    """Too many trials in a row failed alike; the sweep drains."""
+
+    failure: Failure
+    n_failed: int
+
+    @property
+    def trial_id(self) -> str:
+        """The last of them."""
+        return self.failure.trial_id
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+    trial_id: str = ""
+
+
+Event = Tick | Progress | Waiting | Outcome | Failure | Retry | Packed | Halt
 Runner = Callable[[Order, Callable[[], bool], Callable[[Progress | Waiting], None]], Outcome]
 
 
@@ -52,18 +64,21 @@ class Executor(Protocol):
     """Runs orders in slots.
 
     Contract (one test class holds every executor to it): each order ends in exactly one
-    `Outcome` or `Failure`; one that fails stops no other; a slot whose worker dies comes back and
-    its order is run again; after `should_stop` turns true the attempts in progress checkpoint and
-    end as `stopped`, and no other starts. Events reach `on_event` one at a time, in the driver's
-    process.
+    `Outcome` or `Failure`, after as many `Retry` as its failures are worth, and as many stopped
+    outcomes as its workers were told to leave; one that fails stops no other; a slot whose worker
+    dies comes back and its order is run again; after `should_stop` turns true the attempts in
+    progress checkpoint and end as `stopped`, and no other starts.
+    Events reach `on_event` one at a time, in the driver's process.
     """
 
-    n_slots: int
+    n_slots: int  # what there is at the moment
+    n_gpus: int
 
     def run(
         self,
         orders: Sequence[Order],
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
+        rules: Rules,
     ) -> None:
         """Run all orders; returns when each has ended, or when drained."""

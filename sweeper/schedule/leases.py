@@ -1,59 +1,198 @@
-"""Which slot runs which order; knows no Ray, so that it can be tested by itself."""
+"""Which slot runs which order, and what becomes of an order that fails; knows no Ray.
+
+All of it is bookkeeping on a clock that is passed in, so that it can be tested by itself.
+"""
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from sweeper.attempt import Order, Outcome
-from sweeper.schedule.executor import Event, Failure, Lost
-from sweeper.schedule.retry import LOST_BUDGET
+from sweeper.attempt import Order, Outcome, Progress, Waiting
+from sweeper.schedule.executor import Event, Halt, Packed, Retry
+from sweeper.schedule.packing import Demand, Packing
+from sweeper.schedule.patience import Patience
+from sweeper.schedule.retry import Breaker, Failure, Retries
+from sweeper.schedule.rules import Rules
+
+DEAF_SECONDS = 30.0  # between two polls: the queue, not the slots, was away
+BARREN_DEATHS = 5  # of a slot that never asked in between: it cannot start
+LEASE_SECONDS = 120.0  # without a sign of life from its slot, before an order is given to another
+
+Answer = Order | Literal["wait", "leave"]
+
+
+@dataclass
+class _Held:
+    """An order in a slot: whose process has it, and when that last spoke."""
+
+    order: Order
+    process: str
+    spoke: float
+
+
+@dataclass(frozen=True)
+class Polled:
+    """What the driver hears of the leases."""
+
+    events: list[Event]
+    condemned: list[int]  # slots whose process is to be killed
+    demands: list[Demand]
+    is_done: bool
+    barren: str  # why slots die before they ask for an order; empty while they do not
 
 
 class Leases:
     """The orders of a sweep, each leased to one slot at a time until it ends.
 
-    A slot asks with `lease` and answers with `report`. A slot that asks while it holds a lease
-    has died and come back: its order is lost, and waits to be run again, last in line.
+    A slot's process asks with `lease`, says with `beat` that it lives, and answers with `report`.
+    A new process of a slot that holds an order means that the one before has died. An order whose
+    attempt fails waits to be run again, last in line, for as long as its failure is worth it.
+
+    Parameters
+    ----------
+    orders : in the order in which they are to run; those of one shape together.
+    has_gpus : whether slots have shares of GPUs; without, every slot fits every order.
+    clock : seconds.
     """
 
-    def __init__(self, orders: Sequence[Order]) -> None:
-        self._waiting = deque(orders)
-        self._held: dict[int, Order] = {}
-        self._lost: Counter[str] = Counter()
+    def __init__(
+        self,
+        orders: Sequence[Order],
+        rules: Rules,
+        has_gpus: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._waiting: dict[str, deque[Order]] = {}
+        for order in orders:
+            self._waiting.setdefault(order.shape, deque()).append(order)
+        self._later: list[tuple[float, int, Order]] = []  # a heap of what backs off
+        self._sequence = itertools.count()
+        self._held: dict[int, _Held] = {}
+        self._processes: dict[int, list[str]] = {}  # of each slot, the newest last
+        self._deaths: Counter[int] = Counter()  # of each slot since it last asked
+        self._barren = ""
+        self._condemned: set[int] = set()  # slots whose process is to be killed
+        self._has_gpus, self._clock = has_gpus, clock
+        self._packing, self._patience = Packing(rules), Patience(rules)
+        self._retries, self._breaker = Retries(), Breaker()
         self._events: list[Event] = []
         self._draining = False
+        self._polled = clock()
 
-    def lease(self, slot: int) -> Order | Literal["wait", "leave"]:
-        """The slot's next order; `wait` while others' orders may come back; `leave` at the end."""
+    # --- what slots say -------------------------------------------------------------------
+
+    def lease(self, slot: int, process: str = "", per_gpu: int = 1) -> Answer:
+        """The slot's next order; `wait` while there may be one; `leave` when there is none for it.
+
+        Parameters
+        ----------
+        per_gpu : how many slots of this size share a GPU.
+        """
+        if not self._is_newest(slot, process):
+            return "leave"
+        self._deaths.pop(slot, None)
         if slot in self._held:
-            self._lose(self._held.pop(slot))
-        if self._waiting and not self._draining:
-            order = self._waiting.popleft()
-            self._held[slot] = order
-            return order
-        return "leave" if self._draining or not self._held else "wait"
+            self._lose(slot, "its worker died")
+        if self._draining:
+            return "leave"
+        self._wake()
+        shape = self._choose(per_gpu)
+        if shape is not None:
+            return self._give(slot, process, shape, per_gpu)
+        if self._waiting:  # for slots of another size: this one makes room for them
+            return "leave"
+        return "wait" if self._held or self._later else "leave"
 
-    def report(self, slot: int, event: Event) -> None:
+    def beat(self, slot: int, process: str, trial_id: str | None) -> bool:
+        """Take a sign of life; whether to stop: the sweep drains, or the lease is another's."""
+        held = self._held.get(slot)
+        is_holder = held is not None and held.process == process
+        if held is not None and is_holder:
+            held.spoke = self._clock()
+        if trial_id is None:
+            return self._draining
+        is_its = is_holder and held is not None and held.order.trial_id == trial_id
+        return self._draining or not is_its
+
+    def report(
+        self,
+        slot: int,
+        event: Progress | Waiting | Outcome | Failure,
+        process: str | None = None,
+    ) -> None:
         """Take a slot's event; an outcome or failure ends the lease of the trial it names.
 
         One that comes late, from a process that was taken for dead, counts while the order still
         waits; afterwards its new holder answers for it.
-        """
-        if isinstance(event, (Outcome, Failure)) and not self._end(slot, event.trial_id):
-            return
-        self._events.append(event)
 
-    def _end(self, slot: int, trial_id: str) -> bool:
-        """Take the order off the books; whether the slot's word on it still counts."""
-        if slot in self._held and self._held[slot].trial_id == trial_id:
-            del self._held[slot]
-            return True
-        late = [order for order in self._waiting if order.trial_id == trial_id]
-        for order in late:
-            self._waiting.remove(order)
-        return bool(late)
+        Parameters
+        ----------
+        process : whose word it is; None for that of the slot's holder.
+        """
+        is_holder = self._is_holder(slot, event.trial_id, process)
+        if isinstance(event, Progress):
+            if is_holder:
+                self._take_progress(self._held[slot].order, event)
+        elif isinstance(event, Waiting):
+            self._patience.lives(event.trial_id, self._clock())
+            self._events.append(event)
+        else:
+            order = self._end(slot, event.trial_id, is_holder)
+            if order is not None and isinstance(event, Failure):
+                self._fail(order, event)
+            elif order is not None and isinstance(event, Outcome):
+                self._succeed(order, event)
+
+    # --- what the driver says and asks ----------------------------------------------------
+
+    def poll(self, drain: bool) -> Polled:
+        """All that the driver asks for, at once; `drain` to give out no more orders."""
+        if drain:
+            self.drain()
+        self._excuse_silence()
+        condemned = self.look()
+        events, demands = self.take_events(), self.demands()
+        return Polled(events, condemned, demands, self.is_done(), self._barren)
+
+    def _excuse_silence(self) -> None:
+        """Start to wait anew when nobody could be heard: signs of life may be in the mail."""
+        now = self._clock()
+        if now - self._polled > DEAF_SECONDS:
+            for held in self._held.values():
+                held.spoke = now
+        self._polled = now
+
+    def died(self, slot: int, reason: str) -> None:
+        """A slot's process has died, as its keeper knows."""
+        self._deaths[slot] += 1
+        if self._deaths[slot] >= BARREN_DEATHS:
+            self._barren = reason
+        if slot in self._held:
+            self._lose(slot, reason)
+
+    def look(self) -> list[int]:
+        """Give up what hangs or is silent; the slots whose process is to be killed for it."""
+        now = self._clock()
+        for slot, held in list(self._held.items()):
+            trial_id = held.order.trial_id
+            stalled = self._patience.stalled(trial_id, now)
+            if self._patience.is_over_limit(trial_id, now):
+                self._condemned.add(slot)
+                self._exceed(slot)
+            elif stalled is not None:
+                self._condemned.add(slot)
+                self._lose(slot, f"no step for {stalled:.0f} s: it was taken to hang")
+            elif now - held.spoke > LEASE_SECONDS:
+                self._condemned.add(slot)
+                self._lose(slot, f"no sign of life for {now - held.spoke:.0f} s")
+        condemned, self._condemned = sorted(self._condemned), set()
+        return condemned
 
     def take_events(self) -> list[Event]:
         """The events since the last call, oldest first."""
@@ -64,15 +203,146 @@ class Leases:
         """Give out no more orders."""
         self._draining = True
 
-    def is_draining(self) -> bool:
-        """Whether attempts in progress should checkpoint and end."""
-        return self._draining
+    def is_done(self) -> bool:
+        """Whether no order is left to run, or none will be given out and none is held."""
+        return not self._held and (self._draining or not (self._waiting or self._later))
 
-    def _lose(self, order: Order) -> None:
-        self._lost[order.trial_id] += 1
-        if self._lost[order.trial_id] > LOST_BUDGET:
-            message = f"its worker died {self._lost[order.trial_id]} times"
-            self._events.append(Failure(order.trial_id, "lost", "WorkerDied", message))
+    def demands(self) -> list[Demand]:
+        """How many orders of each share could start now and how many run, in their order."""
+        self._wake()
+        ready: Counter[int] = Counter()
+        for shape, orders in self._waiting.items():
+            ready[self._per_gpu(shape)] += len(orders)
+        running = Counter(held.order.per_gpu for held in self._held.values())
+        if self._draining:
+            ready.clear()
+        return [Demand(k, ready[k], running[k]) for k in dict.fromkeys([*ready, *running])]
+
+    # --- orders ---------------------------------------------------------------------------
+
+    def _per_gpu(self, shape: str) -> int:
+        return self._packing.per_gpu(shape) if self._has_gpus else 1
+
+    def _choose(self, per_gpu: int) -> str | None:
+        """The first shape that waits for a slot of this size; else a single order for a smaller."""
+        smaller = []
+        for shape in self._waiting:
+            needed = self._per_gpu(shape)
+            if needed == per_gpu:
+                return shape
+            if needed > per_gpu:
+                smaller.append(shape)
+        # Several orders for smaller shares are better off with such slots in this one's place.
+        is_single = len(smaller) == 1 and len(self._waiting[smaller[0]]) == 1
+        return smaller[0] if is_single else None
+
+    def _give(self, slot: int, process: str, shape: str, per_gpu: int) -> Order:
+        order = replace(self._waiting[shape].popleft(), per_gpu=per_gpu)
+        if not self._waiting[shape]:
+            del self._waiting[shape]
+        now = self._clock()
+        self._held[slot] = _Held(order, process, now)
+        self._patience.begins(order.trial_id, shape, now)
+        return order
+
+    def _is_holder(self, slot: int, trial_id: str, process: str | None) -> bool:
+        held = self._held.get(slot)
+        if held is None or held.order.trial_id != trial_id:
+            return False
+        return process is None or process == held.process
+
+    def _end(self, slot: int, trial_id: str, is_holder: bool) -> Order | None:
+        """Take the order off the books; None when the slot's word on it no longer counts."""
+        if is_holder:
+            return self._held.pop(slot).order
+        for order in self._all_waiting():
+            if order.trial_id == trial_id:
+                self._withdraw(order)
+                return order
+        return None
+
+    def _all_waiting(self) -> Iterator[Order]:
+        yield from itertools.chain.from_iterable(self._waiting.values())
+        yield from (order for _, _, order in self._later)
+
+    def _withdraw(self, order: Order) -> None:
+        waiting = self._waiting.get(order.shape, deque())
+        if order in waiting:
+            waiting.remove(order)
+            if not waiting:
+                del self._waiting[order.shape]
             return
-        self._events.append(Lost(order.trial_id))
-        self._waiting.append(order)
+        self._later = [entry for entry in self._later if entry[2] != order]
+        heapq.heapify(self._later)
+
+    def _wake(self) -> None:
+        """Put what has backed off for long enough back in line."""
+        while self._later and self._later[0][0] <= self._clock():
+            order = heapq.heappop(self._later)[2]
+            self._waiting.setdefault(order.shape, deque()).append(order)
+
+    def _is_newest(self, slot: int, process: str) -> bool:
+        """Whether the process is the slot's newest: one not seen before is."""
+        known = self._processes.setdefault(slot, [])
+        if process not in known:
+            known.append(process)
+        return known[-1] == process
+
+    # --- how attempts end -----------------------------------------------------------------
+
+    def _take_progress(self, order: Order, progress: Progress) -> None:
+        self._patience.reports(progress, self._clock())
+        self._events.append(progress)
+        # The first epoch has shown both training and evaluation.
+        if progress.epoch >= 1 and self._has_gpus:
+            shape, peak, there = order.shape, progress.peak_bytes, progress.device_bytes
+            per_gpu = self._packing.measured(shape, peak, there)
+            if per_gpu is not None:
+                reason = "measured"
+                trial_id = progress.trial_id
+                self._events.append(Packed(shape, per_gpu, reason, peak, there, trial_id))
+
+    def _succeed(self, order: Order, outcome: Outcome) -> None:
+        stopped = outcome.state == "stopped"
+        self._patience.ends(order.trial_id, self._clock(), for_good=not stopped)
+        self._events.append(outcome)
+        if not stopped:
+            self._retries.forget(order.trial_id)
+            self._breaker.completed()
+        elif not self._draining:  # its machine asked the worker to leave
+            self._waiting.setdefault(order.shape, deque()).appendleft(order)
+
+    def _fail(self, order: Order, failure: Failure) -> None:
+        now = self._clock()
+        delay = self._retries.delay(failure, order.per_gpu if self._has_gpus else 1)
+        self._patience.ends(order.trial_id, now, for_good=delay is None)
+        if failure.kind == "oom" and self._has_gpus:
+            fewer = self._packing.out_of_memory(order.shape, order.per_gpu)
+            if fewer is not None:
+                packed = Packed(order.shape, fewer, "out of memory", trial_id=order.trial_id)
+                self._events.append(packed)
+        if delay is None:
+            self._give_up(failure)
+            return
+        self._events.append(Retry(failure, round(delay, 3)))
+        heapq.heappush(self._later, (now + delay, next(self._sequence), order))
+
+    def _give_up(self, failure: Failure) -> None:
+        self._retries.forget(failure.trial_id)
+        self._events.append(failure)
+        n_failed = self._breaker.failed(failure)
+        if n_failed is not None and not self._draining:
+            self._events.append(Halt(failure, n_failed))
+            self._draining = True
+
+    def _lose(self, slot: int, reason: str) -> None:
+        held = self._held.pop(slot)
+        self._fail(held.order, Failure.lost(held.order.trial_id, reason))
+
+    def _exceed(self, slot: int) -> None:
+        trial_id = self._held.pop(slot).order.trial_id
+        self._patience.ends(trial_id, self._clock(), for_good=True)
+        self._retries.forget(trial_id)
+        # Not one for the breaker: that several are slow is no sign that all is broken.
+        failure = Failure.lost(trial_id, "ran longer than --time-limit", "TimeLimit")
+        self._events.append(failure)

@@ -1,13 +1,15 @@
-"""Slots on a Ray cluster, placed and restarted by Ray Tune; the only file that imports Ray.
+"""Slots on a Ray cluster: the driver's side of the queue that they lease trials from.
 
-One Tune trial is one slot. A slot is a process that leases our trials from a queue actor and
-runs them one after another, so that workers stay warm and Tune's state stays as small as the
-number of slots. Tune is never asked what was done: the store knows.
+Ray Tune places and restarts slots (`placement`); which trial runs where, what is run again and how
+many share a GPU is decided by the `Leases` in the queue's actor. Ray is never asked what was done:
+the store knows.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -15,26 +17,39 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeper.attempt import Order
-from sweeper.errors import SweeperError
-from sweeper.schedule.executor import Event, Failure, Runner
+from sweeper.errors import ClusterError, SweeperError
+from sweeper.schedule.executor import Event, Runner, Tick
 from sweeper.schedule.leases import Leases
+from sweeper.schedule.packing import Devices
+from sweeper.schedule.rules import Rules
 from sweeper.train.memory import MALLOC_SETTINGS
-from sweeper.train.sources.place import ROOT_VARIABLE, data_root
+from sweeper.train.sources.place import data_root
 from sweeper.trial import run_attempt
 
+if TYPE_CHECKING:
+    from sweeper.schedule.placement import Placement
+
 POLL_SECONDS = 0.2  # how often the driver asks for events
-BEAT_SECONDS = 1.0  # how often a slot asks whether to drain
+COUNT_SECONDS = 5.0  # how often it counts the cluster's devices
+END_SECONDS = 30.0  # that Tune may take to end
+ANSWER_SECONDS = 10.0  # in which a cluster's address must answer
 OBJECT_STORE_BYTES = 128 << 20  # nothing large passes through Ray
+
+_GO_ON = "nothing is lost: launch again to go on"
+_SAME_CODE = "sweeper and the plug-ins must be installed alike on every node"
 
 # Read by Tune when it is imported or run: no files of its own, no talk, no signal handlers.
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "10",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,157 +59,183 @@ _TUNE_SETTINGS = {
 
 
 class TuneExecutor:
-    """Runs orders in slots on a Ray cluster that lives as long as `run` (see `Executor`)."""
+    """Runs orders in slots on a Ray cluster (see `Executor`).
 
-    def __init__(self, n_slots: int, threads: int = 1, runner: Runner = run_attempt) -> None:
-        self.n_slots, self._threads, self._runner = n_slots, threads, runner
+    Parameters
+    ----------
+    threads : processors that a slot has.
+    address : of a cluster to join; `local` for one that lives as long as `run`.
+    n_slots : slots to ask for; None for as many as the cluster has room for at the moment. A
+        cluster that grows does so for slots that wait for a place.
+    n_cpus, n_gpus : what a local cluster has; None for what the machine has.
+    """
+
+    def __init__(
+        self,
+        threads: int = 1,
+        *,
+        address: str = "local",
+        n_slots: int | None = None,
+        n_cpus: int | None = None,
+        n_gpus: int | None = None,
+        runner: Runner = run_attempt,
+    ) -> None:
+        self._threads, self._address, self._asked = threads, address, n_slots
+        self._local = {"num_cpus": n_cpus, "num_gpus": n_gpus}
+        self._runner = runner
+        self.n_slots, self.n_gpus = n_slots or 0, 0  # what there is, while it runs
+        self._has_gpus = False
 
     def run(
         self,
         orders: Sequence[Order],
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
+        rules: Rules,
     ) -> None:
-        """Run all orders; returns when each has ended, or when drained."""
+        """Run all orders; returns when each has ended, or when drained.
+
+        Raises
+        ------
+        ClusterError : the cluster cannot be reached, or is lost on the way.
+        """
         if not orders:
             return
         os.environ.update(_TUNE_SETTINGS)
         with tempfile.TemporaryDirectory(prefix="sweeper-") as scratch, _quiet(Path(scratch)):
             import ray
 
-            ray.init(
-                address="local",
-                num_cpus=self.n_slots * self._threads,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="error",
-                object_store_memory=OBJECT_STORE_BYTES,
-            )
+            self._connect()
             try:
-                self._run_slots(orders, on_event, should_stop, Path(scratch))
+                self._count()
+                self._has_gpus = self.n_gpus > 0 or rules.per_gpu is not None
+                queue = _make_queue(orders, rules, self._has_gpus)
+                self._serve(queue, on_event, should_stop, Path(scratch))
             finally:
                 ray.shutdown()
 
-    def _run_slots(
+    def _connect(self) -> None:
+        """Start or join the cluster; the process's signals stay as they are."""
+        import ray
+
+        before = signal.getsignal(signal.SIGTERM)
+        quiet = {"log_to_driver": False, "logging_level": "error"}
+        if self._address == "local":
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **self._local,
+                **quiet,
+            )
+        else:
+            _check_answers(self._address)
+            environment = {"env_vars": dict(MALLOC_SETTINGS)}
+            ray.init(address=self._address, runtime_env=environment, **quiet)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's would end the driver on the spot
+
+    def _count(self) -> Devices:
+        """What the cluster has at the moment, or what it was asked to grow to.
+
+        Whether slots have GPUs does not change while it runs, though all of them may be gone.
+        """
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        n_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+        n_slots = sum(int(node.get("CPU", 0)) // self._threads for node in nodes)
+        self.n_gpus, self.n_slots = n_gpus, self._asked or n_slots
+        return Devices((self._asked or n_gpus) if self._has_gpus else None, self.n_slots)
+
+    def _serve(
         self,
-        orders: Sequence[Order],
+        queue: Any,
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
         scratch: Path,
     ) -> None:
-        import ray
+        from sweeper.schedule.placement import Placement
 
-        queue = ray.remote(num_cpus=0, max_concurrency=1)(Leases).remote(list(orders))
-        finished = threading.Event()
-        failures: list[BaseException] = []
-
-        def place() -> None:
-            try:
-                self._place(queue, scratch)
-            except BaseException as error:
-                failures.append(error)
-            finally:
-                finished.set()
-
+        placement = Placement(self._threads, queue.died.remote)
         # Tune blocks for as long as slots live; this thread keeps the signals and the journal.
-        placing = threading.Thread(target=place, daemon=True)
+        placing = _Placing(lambda: placement.run(queue, self._runner, str(data_root()), scratch))
         placing.start()
-        draining = False
-        while not finished.wait(POLL_SECONDS):
-            _forward(queue, on_event)
-            if should_stop() and not draining:
-                draining = True
-                ray.get(queue.drain.remote())
-        placing.join()
-        _forward(queue, on_event)
-        if failures:
-            raise failures[0]
+        try:
+            is_done = self._watch(queue, placement, placing, on_event, should_stop)
+        finally:
+            placement.end()
+            placing.join(END_SECONDS)
+        if placing.failure is not None:
+            raise placing.failure
+        if not is_done:
+            raise ClusterError("ray", "Tune ended before the sweep did", hint=_GO_ON)
 
-    def _place(self, queue: Any, scratch: Path) -> None:
-        """Have Tune start the slots and bring back each one that dies, until all leave."""
-        from ray import tune
-
-        slot = tune.with_parameters(
-            _slot,
-            queue=queue,
-            runner=self._runner,
-            import_path=list(sys.path),
-            data_root=str(data_root()),
-        )
-        tune.Tuner(
-            tune.with_resources(slot, {"cpu": self._threads, "gpu": self._gpus_per_slot()}),
-            param_space={"slot": tune.grid_search(list(range(self.n_slots)))},
-            tune_config=tune.TuneConfig(reuse_actors=False),
-            run_config=tune.RunConfig(
-                name="slots",
-                storage_path=str(scratch),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=-1),
-            ),
-        ).fit()
-
-    def _gpus_per_slot(self) -> float:
-        """A whole GPU a slot, or none where there are none."""
+    def _watch(
+        self,
+        queue: Any,
+        placement: Placement,
+        placing: _Placing,
+        on_event: Callable[[Event], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        """Follow the queue for as long as Tune runs; whether every order has ended."""
         import ray
 
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        return 1 if gpus else 0
+        devices, counted = self._count(), time.monotonic()
+        while placing.is_alive():
+            found = ray.get(queue.poll.remote(should_stop()))
+            for event in found.events:
+                on_event(event)
+            if found.is_done:
+                return True
+            if found.barren:
+                raise ClusterError("ray", f"no slot can start: {found.barren}", hint=_SAME_CODE)
+            if time.monotonic() - counted > COUNT_SECONDS:
+                devices, counted = self._count(), time.monotonic()
+                on_event(Tick())
+            placement.kill(found.condemned)
+            placement.want(found.demands, devices)
+            placing.join(POLL_SECONDS)
+        return False
 
 
-def _forward(queue: Any, on_event: Callable[[Event], None]) -> None:
+def _check_answers(address: str) -> None:
+    """Refuse an address where nothing answers, for which Ray would wait a minute twenty times."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto`, and what else Ray may know
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        hint = "`ray status` on the cluster's head tells whether it is up"
+        found = f"nothing answers at `{address}` ({error})"
+        raise ClusterError("--address", found, "the `host:port` of a Ray cluster", hint) from error
+
+
+def _make_queue(orders: Sequence[Order], rules: Rules, has_gpus: bool) -> Any:
+    """Start the queue beside the driver, so that no other node's end takes it along."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    for event in ray.get(queue.take_events.remote()):
-        on_event(event)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, max_concurrency=1, scheduling_strategy=here)(Leases)
+    return actor.remote(list(orders), rules, has_gpus)
 
 
-# --- in the slot's process ------------------------------------------------------------------
+class _Placing(threading.Thread):
+    """Runs Tune; `failure` is what it ended with."""
 
+    def __init__(self, place: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self._place = place
+        self.failure: BaseException | None = None
 
-def _slot(
-    config: dict[str, Any], queue: Any, runner: Runner, import_path: list[str], data_root: str
-) -> None:
-    """Lease and run orders until none is left, or until one raises.
-
-    After an exception the process ends and Tune starts another, so that no trial runs in what a
-    failed one left behind.
-    """
-    import ray
-
-    sys.path[:] = list(dict.fromkeys([*import_path, *sys.path]))
-    os.environ[ROOT_VARIABLE] = data_root
-    slot, stop = config["slot"], threading.Event()
-    threading.Thread(target=_watch, args=(queue, stop), daemon=True).start()
-    while True:
-        order = ray.get(queue.lease.remote(slot))
-        if order == "leave":
-            return
-        if order == "wait":
-            time.sleep(POLL_SECONDS)
-            continue
+    def run(self) -> None:
         try:
-            event: Event = runner(
-                order, stop.is_set, lambda progress: queue.report.remote(slot, progress)
-            )
-        except Exception as error:
-            ray.get(queue.report.remote(slot, Failure.of(order.trial_id, error)))
-            raise
-        ray.get(queue.report.remote(slot, event))
-
-
-def _watch(queue: Any, stop: threading.Event) -> None:
-    """Set `stop` when the driver drains, or when it is gone."""
-    import ray
-
-    while not stop.wait(BEAT_SECONDS):
-        try:
-            if ray.get(queue.is_draining.remote(), timeout=60):
-                stop.set()
-        except Exception:  # of whatever kind: without its driver the slot checkpoints and leaves
-            stop.set()
-
-
-# --- in the driver's process ----------------------------------------------------------------
+            self._place()
+        except BaseException as error:
+            self.failure = error
 
 
 @contextmanager
@@ -219,11 +260,20 @@ def _quiet(scratch: Path) -> Iterator[None]:
         except (SweeperError, OSError):  # of the driver, not of Ray
             raise
         except Exception as error:
-            tail = talk.read_text(errors="replace").strip().splitlines()[-15:]
-            hint = "\n".join(["Ray's last words:", *tail]) if tail else ""
-            raise SweeperError("ray", f"{type(error).__name__}: {error}", hint=hint) from error
+            raise _cluster_error(error, talk) from error
         finally:
             sys.stdout, sys.stderr = streams
             for number, original in kept.items():
                 os.dup2(original, number)
                 os.close(original)
+
+
+def _cluster_error(error: Exception, talk: Path) -> ClusterError:
+    """What Ray ended with, and the last that it said."""
+    tail = talk.read_text(errors="replace").strip().splitlines()[-15:]
+    first = (str(error).strip().splitlines() or [""])[0]
+    return ClusterError(
+        "ray",
+        f"{type(error).__name__}: {first}",
+        hint="\n".join([_GO_ON, *(["Ray's last words:", *tail] if tail else [])]),
+    )

@@ -13,8 +13,10 @@ from sweeper.config import TrialConfig
 from sweeper.grid import Trial
 
 PLUG_IN = """
+    import fcntl
     import os
     import signal
+    import time
     from pathlib import Path
 
     import torch
@@ -42,12 +44,59 @@ PLUG_IN = """
         return _OnlyEvaluates(linear(shape, n_classes), fail)
 
 
-    def deadly(shape, n_classes, mark: str = ""):
-        def die():
+    def _once(mark, action):
+        def act():
             if not Path(mark).exists():
                 Path(mark).touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+                action()
+        return act
+
+
+    def deadly(shape, n_classes, mark: str = "", number: int = 9):
+        die = _once(mark, lambda: os.kill(os.getpid(), number))
         return _OnlyEvaluates(linear(shape, n_classes), die)
+
+
+    def hanging(shape, n_classes, mark: str = "", always: bool = False):
+        def hang():
+            if always or not Path(mark).exists():
+                Path(mark).touch()
+                time.sleep(1000)
+        return _OnlyEvaluates(linear(shape, n_classes), hang)
+
+
+    def flaky(shape, n_classes, mark: str = ""):
+        def fail():
+            raise RuntimeError("something that does not happen again")
+        return _OnlyEvaluates(linear(shape, n_classes), _once(mark, fail))
+
+
+    class _Hungry(nn.Module):
+        # Needs more than half of a GPU: two of them at a time are too many.
+
+        def __init__(self, inner, memory):
+            super().__init__()
+            self.inner, self.memory, self.held = inner, memory, None
+
+        def forward(self, x):
+            if self.training and self.held is None:
+                self.held = open(self.memory, "a")
+                try:
+                    fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    Path(self.memory + ".full").touch()
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+                while not Path(self.memory + ".full").exists():  # until another has tried
+                    time.sleep(0.05)
+            return self.inner(x)
+
+        def __del__(self):
+            if self.held is not None:
+                self.held.close()
+
+
+    def hungry(shape, n_classes, memory: str = ""):
+        return _Hungry(linear(shape, n_classes), memory)
 """
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,22 +15,31 @@ from sweeper import trial as trial_module
 from sweeper.attempt import Order, Outcome, Progress
 from sweeper.grid import Trial
 from sweeper.plan import make_plan
-from sweeper.schedule.driver import Counts, Launch, complete_trials, drive
-from sweeper.schedule.executor import MESSAGE_LENGTH, Failure
+from sweeper.schedule.driver import Launch, complete_trials, drive
+from sweeper.schedule.executor import Packed
 from sweeper.schedule.local import LocalExecutor
-from sweeper.schedule.retry import classify
+from sweeper.schedule.retry import Failure
+from sweeper.schedule.rules import Rules
+from sweeper.schedule.scribe import Counts
+from sweeper.store.root import Root
 from sweeper.sweep_dir import SweepDir
 from sweeper.trial import run_attempt, size_of
 
 
-def go(folder: SweepDir, trials: list[Trial], runner: Callable[..., Outcome]) -> Counts:
-    plan = make_plan(trials, complete_trials(folder), size_of)
-    return drive(folder, plan, Launch("x", "name: x\n"), LocalExecutor(runner), lambda *_: None)
+def go(
+    folder: SweepDir, trials: list[Trial], runner: Callable[..., Outcome], **asked: Any
+) -> Counts:
+    plan = make_plan(trials, complete_trials(folder.root()), size_of)
+    launch = Launch("x", "name: x\n", **asked)
+    return drive(folder, plan, launch, LocalExecutor(runner), lambda *_: None)
+
+
+def lines(folder: SweepDir) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in folder.journal.read_text().splitlines()]
 
 
 def events(folder: SweepDir) -> list[tuple[str, str | None]]:
-    lines = folder.journal.read_text().splitlines()
-    return [(event["event"], event.get("trial")) for event in map(json.loads, lines)]
+    return [(event["event"], event.get("trial")) for event in lines(folder)]
 
 
 def pretend(order: Order, should_stop: object, on_progress: Callable[[Progress], None]) -> Outcome:
@@ -41,7 +52,8 @@ def test_a_launch_writes_down_what_was_asked_and_what_happened(
 ):
     folder, trial = SweepDir(tmp_path / "sweep"), make_trial()
     counts = go(folder, [trial], pretend)
-    assert counts == Counts(n_todo=1, n_complete=1)
+    assert (counts.n_todo, counts.n_complete, counts.n_ended) == (1, 1, 1)
+    assert (counts.fraction, counts.halt) == (1.0, None)
     assert [event for event, _ in events(folder)] == ["launched", "started", "finished", "ended"]
     manifest = folder.read_manifest()
     assert manifest["threads_per_trial"] == 1
@@ -106,32 +118,6 @@ def test_temporary_files_are_swept_but_not_those_of_an_analysis(
     assert theirs.exists()
 
 
-@pytest.mark.parametrize(
-    ("error", "kind"), [(OSError(28, "no space"), "storage"), (ValueError("x"), "bug")]
-)
-def test_errors_fall_into_their_failure_class(error: Exception, kind: str):
-    assert classify(error) == kind
-
-
-class _MuteError(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("not even this")
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (ValueError("x" * 10_000), "the rest is in the trial's log"),
-        (ValueError("a lone \udc80 surrogate"), "a lone \\udc80 surrogate"),
-        (_MuteError(), "its message cannot be shown"),
-    ],
-)
-def test_any_message_can_be_carried(error: Exception, said: str):
-    message = Failure.of("t1", error).message
-    assert said in message
-    assert len(message.encode()) < 2 * MESSAGE_LENGTH
-
-
 def test_a_trial_that_asks_to_exit_fails_like_any_other(
     tmp_path: Path, make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
 ):
@@ -143,3 +129,143 @@ def test_a_trial_that_asks_to_exit_fails_like_any_other(
     counts = go(folder, [make_trial(seed=0), make_trial(seed=1)], run_attempt)
     assert counts.n_failed == 2
     assert "asked to exit with 3" in folder.journal.read_text()
+
+
+def test_only_what_was_asked_for_is_run(tmp_path: Path, make_trial: Callable[..., Trial]):
+    folder, trials = SweepDir(tmp_path / "sweep"), [make_trial(seed=seed) for seed in range(4)]
+    asked = {trials[2].trial_id, trials[3].trial_id, "t0123456789ab"}
+
+    counts = go(folder, trials, pretend, only=asked)
+    assert (counts.n_todo, counts.n_complete) == (2, 2)
+    ran = [trial for event, trial in events(folder) if event == "finished"]
+    assert set(ran) == asked - {"t0123456789ab"}
+
+    assert go(folder, trials, pretend, only=asked, limit=1).n_todo == 1
+    assert go(folder, trials, pretend, only=()).n_todo == 0
+
+
+def test_a_launch_says_how_it_began_and_how_it_ended(
+    tmp_path: Path, make_trial: Callable[..., Trial]
+):
+    folder, trials = SweepDir(tmp_path / "sweep"), [make_trial(seed=seed) for seed in range(2)]
+    go(folder, trials, pretend)
+    launched, *_, over = lines(folder)
+    assert (launched["n_planned"], launched["n_todo"]) == (2, 2)
+    assert (launched["n_slots"], launched["n_gpus"]) == (1, 0)
+    assert launched["host"]
+    assert launched["pid"]
+    assert over["reason"] == "complete"
+    assert not folder.live.exists()
+
+
+def fails(order: Order, *_: object) -> Outcome:
+    raise ValueError("this trial has a bug")
+
+
+def test_an_attempt_that_fails_is_run_again_and_then_given_up(
+    tmp_path: Path, make_trial: Callable[..., Trial]
+):
+    folder, trial = SweepDir(tmp_path / "sweep"), make_trial()
+    counts = go(folder, [trial], fails)
+    assert (counts.n_retried, counts.n_failed, counts.n_complete) == (1, 1, 0)
+    named = [event for event, _ in events(folder)]
+    assert named == ["launched", "retried", "failed", "ended"]
+    assert lines(folder)[-1]["reason"] == "failures"
+    failed = lines(folder)[2]
+    assert (failed["kind"], failed["error"]) == ("bug", "ValueError")
+    assert failed["message"] == "this trial has a bug"
+    assert failed["signature"] == "ValueError in test_driver.py:fails: this trial has a bug"
+    assert go(folder, [trial], pretend).n_complete == 1  # with fresh budgets
+
+
+def test_ten_failures_alike_halt_the_launch(tmp_path: Path, make_trial: Callable[..., Trial]):
+    folder, trials = SweepDir(tmp_path / "sweep"), [make_trial(seed=seed) for seed in range(12)]
+    counts = go(folder, trials, fails)
+    assert counts.halt is not None
+    assert (counts.n_failed, counts.halt.n_failed) == (10, 10)
+    over = lines(folder)[-1]
+    assert (over["reason"], over["signature"]) == ("halted", counts.halt.failure.signature)
+
+
+def stops(order: Order, should_stop: Callable[[], bool], on_progress: object) -> Outcome:
+    while not should_stop():
+        time.sleep(0.01)
+    return Outcome(order.trial_id, 1, "stopped", 0.1)
+
+
+def test_a_launch_that_is_over_its_time_drains(tmp_path: Path, make_trial: Callable[..., Trial]):
+    folder, trials = SweepDir(tmp_path / "sweep"), [make_trial(seed=seed) for seed in range(2)]
+    counts = go(folder, trials, stops, stop_after=3.0)  # past the start on a busy machine
+    assert (counts.n_stopped, counts.n_ended) == (1, 0)
+    assert [event for event, _ in events(folder)] == ["launched", "stopped", "ended"]
+    assert lines(folder)[-1]["reason"] == "stopped"
+
+
+def test_a_launch_is_stopped_by_a_file_in_its_directory(
+    tmp_path: Path, make_trial: Callable[..., Trial]
+):
+    folder, trials = SweepDir(tmp_path / "sweep"), [make_trial(seed=seed) for seed in range(2)]
+
+    def asked(order: Order, should_stop: Callable[[], bool], on_progress: object) -> Outcome:
+        folder.stop_request.touch()
+        return stops(order, should_stop, on_progress)
+
+    assert go(folder, trials, asked).n_stopped == 1
+    assert not folder.stop_request.exists()
+
+
+class Packs:
+    """An executor that runs nothing, and says how trials of a shape share a GPU."""
+
+    n_slots, n_gpus = 1, 1
+
+    def __init__(self, per_gpu: int) -> None:
+        self.per_gpu = per_gpu
+
+    def run(self, orders: list[Order], on_event: Callable, should_stop: object, rules: Rules):
+        self.rules, self.orders, self.packed = rules, orders, dict(rules.packed)
+        on_event(Packed(orders[0].shape, self.per_gpu, "measured", 5, 80))
+
+
+def test_what_a_launch_finds_out_about_sharing_serves_the_next(
+    tmp_path: Path, make_trial: Callable[..., Trial]
+):
+    folder, trials = SweepDir(tmp_path / "sweep"), [make_trial()]
+    asked = Rules(time_limit=60.0, stalled_after=5.0)
+    for before, per_gpu in ((None, 4), (4, 2), (2, 2)):
+        executor = Packs(per_gpu)
+        plan = make_plan(trials, (), size_of)
+        drive(folder, plan, Launch("x", rules=asked), executor, lambda *_: None)
+        shape = executor.orders[0].shape
+        assert shape == plan.shapes[0]
+        assert executor.packed == ({} if before is None else {shape: before})
+        assert (executor.rules.time_limit, executor.rules.stalled_after) == (60.0, 5.0)
+
+
+def test_an_order_has_all_that_a_worker_is_to_know(
+    tmp_path: Path, plug_in: str, make_trial: Callable[..., Trial], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    folder, executor = SweepDir(Path("sweep")), Packs(1)
+    trial = make_trial(f"{plug_in}:linear")
+    launch = Launch("x", log_to=("tensorboard",), checkpoint_seconds=7.0)
+    drive(folder, make_plan([trial], (), size_of), launch, executor, lambda *_: None)
+    [order] = executor.orders
+    assert (order.trial_id, order.config) == (trial.trial_id, trial.config.identity)
+    assert order.root == str(tmp_path / "sweep")
+    assert (order.sweep, order.log_to) == ("x", ("tensorboard",))
+    assert (order.threads, order.checkpoint_seconds) == (1, 7.0)
+    assert list(order.plug_ins) == [f"{plug_in}:linear"]
+
+
+def test_a_lost_trial_s_log_is_where_its_store_is(tmp_path: Path, make_trial: Callable[..., Trial]):
+    class Loses(Packs):
+        def run(self, orders: list[Order], on_event: Callable, should_stop: object, rules: Rules):
+            on_event(Failure.lost(orders[0].trial_id, "its node is gone"))
+
+    folder, trial, elsewhere = SweepDir(tmp_path / "sweep"), make_trial(), tmp_path / "elsewhere"
+    plan = make_plan([trial], (), size_of)
+    counts = drive(folder, plan, Launch("x", root=str(elsewhere)), Loses(1), lambda *_: None)
+    assert counts.n_failed == 1
+    assert "its node is gone" in Root(elsewhere).read_log(trial.trial_id)
+    assert lines(folder)[-1]["reason"] == "failures"

@@ -1,4 +1,7 @@
-from collections import Counter
+"""Who holds which order, whatever dies, is late, falls silent or fails; on a clock of its own."""
+
+import itertools
+from collections import Counter, deque
 
 import pytest
 from hypothesis import settings
@@ -13,178 +16,708 @@ from hypothesis.stateful import (
     rule,
 )
 
-from sweeper.attempt import Order, Outcome, Progress
-from sweeper.schedule.executor import Failure, Lost
-from sweeper.schedule.leases import Leases
-from sweeper.schedule.retry import LOST_BUDGET
+from sweeper.attempt import Order, Outcome, Progress, Waiting
+from sweeper.schedule.executor import Halt, Packed, Retry
+from sweeper.schedule.leases import BARREN_DEATHS, LEASE_SECONDS, Leases
+from sweeper.schedule.packing import Demand
+from sweeper.schedule.retry import BREAK_AFTER, BUDGETS, Failure
+from sweeper.schedule.rules import Rules
 
-SLOTS = st.integers(0, 2)
+GIB = 1 << 30
+ENDS = ["complete", "diverged", "stopped", "bug", "lost", "storage", "oom", "invalid"]
+RULES = Rules()
+SIZES = {0: 1, 1: 2, 2: 4}  # how many slots of each share a GPU
 
 
-def order(trial):
-    return Order(trial, {}, "runs/x")
+def order(trial, shape="a"):
+    return Order(trial, {}, "runs/x", shape=shape)
 
 
 def ended(trial, state="complete"):
     return Outcome(trial, 1, state, 1.0)
 
 
-def broken(trial):
-    return Failure(trial, "bug", "RuntimeError", "a bug")
+def broken(trial, kind="bug", signature="a bug"):
+    return Failure(trial, kind, "RuntimeError", "a bug", signature, "here")
+
+
+def says(trial, step=5, epoch=0.0, peak=0, device=0):
+    return Progress(trial, 1, step, 9, "here", "gpu", epoch, 1, peak, device)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
 def is_end(event):
-    return isinstance(event, (Outcome, Failure))
+    is_result = isinstance(event, Outcome) and event.state != "stopped"
+    return is_result or isinstance(event, Failure)
 
 
 class Sweep(RuleBasedStateMachine):
-    """Slots that lease, report, die and report late, against a book of who holds what."""
+    """Slots' processes that work, die, fall silent and come back late, and a book kept beside.
 
-    held = Bundle("held")  # (slot, trial) as each slot's process believes, dead ones too
+    The book has for each slot its newest process, the trial that this slot answers for, and when
+    it last spoke; for each trial whether it is ready, backs off until a time, is held or has ended.
+    """
 
-    @initialize(n_orders=st.integers(0, 4))
-    def start(self, n_orders):
-        self.trials = [f"t{i}" for i in range(n_orders)]
-        self.leases = Leases([order(trial) for trial in self.trials])
-        self.holder = {}  # slot: trial, of processes that live
-        self.deaths, self.events = Counter(), []
+    held = Bundle("held")  # (slot, process, trial) as each process believes, dead ones too
+
+    @initialize(
+        shapes=st.lists(st.sampled_from("ab"), max_size=14),
+        has_gpus=st.booleans(),
+        rules=st.sampled_from([Rules(), Rules(per_gpu=2), Rules(packed={"a": 4, "b": 2})]),
+    )
+    def start(self, shapes, has_gpus, rules):
+        self.shapes = {f"{shape}{i}": shape for i, shape in enumerate(shapes)}
+        orders = [order(trial, shape) for trial, shape in self.shapes.items()]
+        self.clock = Clock()
+        self.leases = Leases(orders, rules, has_gpus, self.clock)
+        self.has_gpus = has_gpus
+        usual = rules.per_gpu or 1
+        self.needs = {shape: (rules.packed or {}).get(shape, usual) for shape in "ab"}
+        if rules.per_gpu:
+            self.needs = dict.fromkeys("ab", rules.per_gpu)
+        self.names = map(str, itertools.count())
+        self.newest = {slot: next(self.names) for slot in SIZES}
+        self.asked = {}  # slot: the newest process that the leases have heard of
+        self.busy = {}  # slot: trial that its newest process works on
+        self.holder = {}  # slot: (process, trial)
+        self.spoke = {}
+        self.ready_at = dict.fromkeys(self.shapes, 0.0)  # of what waits
+        self.last_size = {}
+        self.failed, self.row = Counter(), ("", 0)
+        self.ends, self.parked = Counter(), []
         self.is_drained = False
 
+    # --- the book ------------------------------------------------------------------------
+
+    def size(self, slot):
+        return SIZES.get(slot, slot % 100) if self.has_gpus else 1
+
+    def need(self, trial):
+        return self.needs[self.shapes[trial]] if self.has_gpus else 1
+
     def collect(self):
-        new = self.leases.take_events()
-        self.events += new
-        return new
+        """Take the events and write into the book what they say."""
+        found = self.leases.take_events()
+        for event in found:
+            if isinstance(event, Retry):
+                self.ready_at[event.trial_id] = self.clock.now + event.delay
+            elif isinstance(event, Packed):
+                self.needs[event.shape] = event.per_gpu
+            elif isinstance(event, Halt):
+                self.is_drained = True
+            elif is_end(event):
+                self.ends[event.trial_id] += 1
+                self.ready_at.pop(event.trial_id, None)
+            elif isinstance(event, Outcome) and self.is_drained:
+                self.ready_at.pop(event.trial_id, None)
+                self.parked.append(event.trial_id)  # for the next launch
+            elif isinstance(event, Outcome):
+                self.ready_at[event.trial_id] = self.clock.now
+        return [event for event in found if not isinstance(event, (Packed, Progress, Waiting))]
 
-    @rule(target=held, slot=SLOTS)
-    def ask(self, slot):
-        """By a process that holds nothing: a new one, or one that has reported."""
-        lost = self.holder.pop(slot, None)
-        answer = self.leases.lease(slot)
-        new = self.collect()
-        if lost is not None:
-            self.deaths[lost] += 1
-            is_over = self.deaths[lost] > LOST_BUDGET
-            assert [type(event) for event in new] == [Failure if is_over else Lost]
-            assert new[0].trial_id == lost
+    def expect_failure(self, trial, failure, found):
+        """Another attempt within the budget, else the end; ten ends alike halt the sweep."""
+        kind = failure.kind
+        if kind == "oom":
+            again = self.has_gpus and self.last_size[trial] > 1
         else:
-            assert new == []
+            self.failed[trial, kind] += 1
+            again = self.failed[trial, kind] <= BUDGETS.get(kind, 0)
+        if again:
+            assert [type(event) for event in found] == [Retry]
+            assert found[0].failure == failure
+            return
+        was_drained = self.is_drained and not any(isinstance(event, Halt) for event in found)
+        alike, n = self.row
+        self.row = (failure.signature, n + 1 if alike == failure.signature else 1)
+        halts = self.row[1] == BREAK_AFTER and not was_drained
+        assert found == [failure] + [Halt(failure, BREAK_AFTER)] * halts
+
+    def expect_lost(self, slot, found, said):
+        _, trial = self.holder.pop(slot)
+        assert found[0].trial_id == trial
+        failure = found[0].failure if isinstance(found[0], Retry) else found[0]
+        assert (failure.kind, failure.host) == ("lost", "")
+        assert said in failure.message
+        self.expect_failure(trial, failure, found)
+
+    def certainly_ready(self, slot):
+        """Orders of the slot's very size that no clock's rounding keeps from it."""
+        return [
+            trial
+            for trial, at in self.ready_at.items()
+            if self.need(trial) == self.size(slot) and at + 0.001 < self.clock.now
+        ]
+
+    # --- what processes do ----------------------------------------------------------------
+
+    @rule(target=held, slot=st.sampled_from(list(SIZES)), is_new=st.booleans())
+    def ask(self, slot, is_new):
+        """By a process that has nothing to do, or by a new one whose predecessor has died."""
+        if is_new or slot in self.busy:
+            self.newest[slot] = next(self.names)
+            self.busy.pop(slot, None)
+        return self.lease(slot)
+
+    def lease(self, slot):
+        lost = slot in self.holder
+        process = self.asked[slot] = self.newest[slot]
+        answer = self.leases.lease(slot, process, self.size(slot))
+        found = self.collect()
+        if lost:
+            self.expect_lost(slot, found, "its worker died")
+        else:
+            assert found == []
         if not isinstance(answer, Order):
+            assert self.is_drained or not self.certainly_ready(slot)
+            if answer == "leave" and not self.is_drained:
+                of_others = any(at <= self.clock.now + 0.001 for at in self.ready_at.values())
+                assert of_others or not (self.holder or self.ready_at)
             if answer == "wait":
-                assert self.holder
                 assert not self.is_drained
-            else:
-                assert self.is_drained or not self.holder
+                assert self.holder or self.ready_at
             return multiple()
+        trial = answer.trial_id
         assert not self.is_drained
-        assert answer.trial_id not in self.holder.values()
-        assert answer.trial_id not in self.ends()
-        self.holder[slot] = answer.trial_id
-        return slot, answer.trial_id
-
-    @rule(one=held, is_failure=st.booleans())
-    def report_end(self, one, is_failure):
-        """By the holder, or late, by a process that was taken for dead or has reported before."""
-        slot, trial = one
-        is_holder = self.holder.get(slot) == trial
-        had_ended, others = trial in self.ends(), dict(self.holder)
-        self.leases.report(slot, broken(trial) if is_failure else ended(trial))
-        new = self.collect()
-        if is_holder:
-            del self.holder[slot]
-            assert len(new) == 1
-        elif had_ended or trial in others.values():
-            assert new == []  # too late, or another process answers for it
-        else:
-            assert len(new) == 1  # it waits to be run again, and need not be
+        assert not self.ends[trial]
+        assert trial not in [other for _, other in self.holder.values()]
+        assert self.ready_at.pop(trial) <= self.clock.now + 0.001
+        assert answer.per_gpu == self.size(slot) <= self.need(trial)
+        self.last_size[trial] = answer.per_gpu
+        self.holder[slot] = process, trial
+        self.spoke[slot] = self.clock.now
+        self.busy[slot] = trial
+        return slot, process, trial
 
     @rule(one=held)
-    def report_progress(self, one):
-        slot, trial = one
-        self.leases.report(slot, Progress(trial, 1, 5, 9, "host", "cpu"))
-        assert [type(event) for event in self.collect()] == [Progress]
+    def ask_late(self, one):
+        """By a process that another of its slot has followed: it goes, and does no harm."""
+        slot, process, _ = one
+        if process != self.asked[slot]:
+            assert self.leases.lease(slot, process, self.size(slot)) == "leave"
+            assert self.collect() == []
+
+    @rule(one=held, how=st.sampled_from(ENDS))
+    def report_end(self, one, how):
+        """By the holder, or late, by one that was taken for dead or has reported before."""
+        slot, process, trial = one
+        is_outcome = how in ("complete", "diverged", "stopped")
+        event = ended(trial, how) if is_outcome else broken(trial, how)
+        is_holder = self.holder.get(slot) == (process, trial)
+        counts = is_holder or trial in self.ready_at
+        self.leases.report(slot, event, process)
+        found = self.collect()
+        if process == self.newest[slot] and self.busy.get(slot) == trial:
+            del self.busy[slot]
+        if not counts:
+            assert found == []  # too late, or another process answers for it
+            return
+        if is_holder:
+            del self.holder[slot]
+        if not is_outcome:
+            self.expect_failure(trial, event, found)
+            return
+        assert found == [event]
+        if how != "stopped":
+            self.row = (self.row[0], 0)
+
+    @rule(
+        one=held,
+        epoch=st.sampled_from([0.0, 1.0, 2.5]),
+        peak=st.sampled_from([0, 8 * GIB, 20 * GIB, 70 * GIB]),
+    )
+    def report_progress(self, one, epoch, peak):
+        slot, process, trial = one
+        self.leases.report(slot, says(trial, 5, epoch, peak, 80 * GIB * (peak > 0)), process)
+        found = self.leases.take_events()
+        if self.holder.get(slot) != (process, trial):
+            assert found == []
+            return
+        assert found[0] == says(trial, 5, epoch, peak, 80 * GIB * (peak > 0))
+        for event in found[1:]:
+            assert self.has_gpus
+            assert (epoch, event.reason) >= (1.0, "measured")
+            assert event.shape == self.shapes[trial]
+            self.needs[event.shape] = event.per_gpu
+
+    @rule(one=held)
+    def beat(self, one):
+        """The holder is told to go on, every other process to stop."""
+        slot, process, trial = one
+        is_holder = self.holder.get(slot) == (process, trial)
+        assert self.leases.beat(slot, process, trial) == (self.is_drained or not is_holder)
+        if is_holder:
+            self.spoke[slot] = self.clock.now
+
+    @rule(one=held)
+    def beat_idly(self, one):
+        slot, process, _ = one
+        assert self.leases.beat(slot, process, None) == self.is_drained
+        if self.holder.get(slot, ("",))[0] == process:
+            self.spoke[slot] = self.clock.now
+
+    # --- what the driver and the keeper of slots do ------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 20.0, LEASE_SECONDS / 2, LEASE_SECONDS + 1]))
+    def time_passes(self, seconds):
+        self.clock.now += seconds
+
+    @rule()
+    def look(self):
+        silent = [slot for slot in self.holder if self.clock.now - self.spoke[slot] > LEASE_SECONDS]
+        assert self.leases.look() == sorted(silent)
+        found = deque(self.collect())
+        for slot in silent:
+            first = [found.popleft()]
+            while found and isinstance(found[0], Halt):
+                first.append(found.popleft())
+            self.expect_lost(slot, first, "no sign of life for")
+        assert not found
+        assert self.leases.look() == []
+
+    @rule(slot=st.sampled_from(list(SIZES)))
+    def died(self, slot):
+        """As Tune tells, of a process that held an order or none."""
+        was_held = slot in self.holder
+        self.leases.died(slot, "its node is gone")
+        found = self.collect()
+        self.newest[slot] = next(self.names)
+        self.busy.pop(slot, None)
+        if was_held:
+            self.expect_lost(slot, found, "its node is gone")
+        else:
+            assert found == []
 
     @precondition(lambda self: not self.is_drained)
-    @rule(really=st.sampled_from([True] + 9 * [False]))
+    @rule(really=st.sampled_from([True] + 15 * [False]))
     def drain(self, really):
         if really:
             self.leases.drain()
             self.is_drained = True
-        assert self.leases.is_draining() == self.is_drained
 
-    def ends(self):
-        return {event.trial_id for event in self.events if is_end(event)}
+    # --- what always holds ------------------------------------------------------------------
 
     @invariant()
-    def no_order_ends_twice(self):
-        ends = Counter(event.trial_id for event in self.events if is_end(event))
-        assert all(n == 1 for n in ends.values())
+    def each_order_is_held_waits_or_has_ended_once(self):
+        held = [trial for _, trial in self.holder.values()]
+        found = [*held, *self.ready_at, *self.parked, *self.ends.elements()]
+        assert sorted(found) == sorted(self.shapes)
+
+    @invariant()
+    def it_is_done_when_nothing_is_held_and_nothing_will_be(self):
+        assert self.leases.is_done() == (not self.holder and (self.is_drained or not self.ready_at))
+
+    @invariant()
+    def demand_is_what_runs_and_what_could(self):
+        found = self.leases.demands()
+        running = Counter(self.last_size[trial] for _, trial in self.holder.values())
+        assert Counter({d.per_gpu: d.n_running for d in found if d.n_running}) == running
+        ready, now = Counter(), self.clock.now
+        for trial, at in self.ready_at.items():
+            ready[self.need(trial)] += at <= now - 0.001
+        for demand in found:
+            assert demand.n_ready >= (0 if self.is_drained else ready[demand.per_gpu])
+        assert sum(d.n_ready for d in found) <= (0 if self.is_drained else len(self.ready_at))
 
     def teardown(self):
-        """Whatever happened, slots that go on finish every order, unless drained."""
+        """Whatever happened: with slots where there is demand, every order ends, unless drained."""
         if not hasattr(self, "leases"):
             return
-        for slot, trial in list(self.holder.items()):
-            self.leases.report(slot, ended(trial, "stopped" if self.is_drained else "complete"))
-        for _ in self.trials:
-            answer = self.leases.lease(7)
-            if isinstance(answer, Order):
-                self.leases.report(7, ended(answer.trial_id))
-        assert self.leases.lease(7) == "leave"
-        self.collect()
-        self.no_order_ends_twice()
-        if not self.is_drained:
-            assert self.ends() == set(self.trials)
+        for slot, (_, trial) in list(self.holder.items()):
+            self.leases.report(slot, ended(trial))
+            del self.holder[slot]
+            self.collect()
+        slots = itertools.count(100, 100)
+        while not self.leases.is_done():
+            self.clock.now += 1000.0
+            for demand in self.leases.demands():
+                slot = next(slots) + demand.per_gpu  # of a new slot of this size
+                self.newest[slot] = "new"
+                self.lease(slot)
+                assert slot in self.holder, "an order that is ready was refused"
+                self.leases.report(slot, ended(self.holder.pop(slot)[1]))
+                self.collect()
+        self.each_order_is_held_waits_or_has_ended_once()
+        assert self.is_drained or sum(self.ends.values()) == len(self.shapes)
+        assert all(n == 1 for n in self.ends.values())
 
 
-Sweep.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Sweep.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestEveryOrderEndsOnce = Sweep.TestCase
 
 
-def test_orders_are_leased_in_their_order_and_lost_ones_come_back_last():
-    leases = Leases([order(trial) for trial in ("a", "b", "c")])
-    assert [leases.lease(slot).trial_id for slot in (0, 1)] == ["a", "b"]
-    assert leases.lease(0).trial_id == "c"  # slot 0 died with a
-    assert leases.take_events() == [Lost("a")]
+# --- by hand --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def make_leases(clock):
+    def make(*trials, rules=RULES, has_gpus=False):
+        orders = [one if isinstance(one, Order) else order(one) for one in trials]
+        return Leases(orders, rules, has_gpus, clock)
+
+    return make
+
+
+def test_orders_are_leased_in_their_order_and_lost_ones_come_back_last(make_leases, clock):
+    leases = make_leases("a", "b", "c")
+    assert [leases.lease(slot, "p").trial_id for slot in (0, 1)] == ["a", "b"]
+    assert leases.lease(0, "q").trial_id == "c"  # slot 0 died with a
+    [retry] = leases.take_events()
+    assert (retry.trial_id, retry.failure.kind) == ("a", "lost")
     leases.report(0, ended("c"))
-    assert leases.lease(0).trial_id == "a"
+    assert leases.lease(0, "q") == "wait"
+    clock.now += retry.delay
+    assert leases.lease(0, "q").trial_id == "a"
 
 
-def test_slots_without_work_wait_while_others_may_die():
-    leases = Leases([order("a")])
-    leases.lease(0)
-    assert leases.lease(1) == "wait"
+def test_slots_without_work_wait_while_others_may_die(make_leases):
+    leases = make_leases("a")
+    leases.lease(0, "p")
+    assert leases.lease(1, "q") == "wait"
     leases.report(0, ended("a"))
-    assert leases.lease(1) == "leave"
+    assert leases.lease(1, "q") == "leave"
+    assert leases.is_done()
 
 
-def test_a_worker_may_die_as_often_as_the_budget_says():
-    leases = Leases([order("a")])
-    for _ in range(LOST_BUDGET + 1):
-        assert leases.lease(0).trial_id == "a"
-    assert leases.lease(0) == "leave"
-    *lost, failure = leases.take_events()
-    assert lost == [Lost("a")] * LOST_BUDGET
+def test_a_worker_may_die_as_often_as_the_budget_says(make_leases, clock):
+    leases = make_leases("a")
+    for process in range(BUDGETS["lost"] + 1):
+        assert leases.lease(0, str(process)).trial_id == "a"
+        answer = leases.lease(0, str(process + 1))
+        clock.now += 1000
+    assert answer == "leave"
+    *again, failure = leases.take_events()
+    assert [type(event) for event in again] == [Retry] * BUDGETS["lost"]
+    delays = [retry.delay for retry in again]
+    assert all(2**n * 0.5 <= delay < 2**n * 1.5 for n, delay in enumerate(delays))
     assert (failure.trial_id, failure.kind) == ("a", "lost")
-    assert f"{LOST_BUDGET + 1} times" in failure.message
+    assert leases.is_done()
 
 
-@pytest.mark.parametrize("event", [ended("a"), broken("a")], ids=["outcome", "failure"])
-def test_a_late_answer_ends_an_order_that_waits_again(event):
-    leases = Leases([order("a"), order("b")])
-    leases.lease(0)
-    leases.lease(0)  # a is lost; slot 0 holds b
+@pytest.mark.parametrize("event", [ended("a"), broken("a", "invalid")], ids=["outcome", "failure"])
+def test_a_late_answer_ends_an_order_that_waits_again(make_leases, event):
+    leases = make_leases("a", "b")
+    leases.lease(0, "p")
+    leases.lease(0, "q")  # a is lost; slot 0 holds b
     leases.report(0, event)
-    assert leases.take_events() == [Lost("a"), event]
-    assert leases.lease(1) == "wait"  # b is still held
+    assert leases.take_events()[1:] == [event]
+    assert leases.lease(1, "r") == "wait"  # b is still held
     leases.report(0, ended("b"))
-    assert leases.lease(1) == "leave"
+    assert leases.lease(1, "r") == "leave"
 
 
-def test_after_a_drain_nothing_is_leased_and_lost_orders_stay_lost():
-    leases = Leases([order("a"), order("b")])
-    leases.lease(0)
+def test_after_a_drain_nothing_is_leased_and_lost_orders_stay_lost(make_leases):
+    leases = make_leases("a", "b")
+    leases.lease(0, "p")
     leases.drain()
-    assert leases.is_draining()
-    assert leases.lease(1) == "leave"
-    assert leases.lease(0) == "leave"  # died instead of checkpointing
-    assert leases.take_events() == [Lost("a")]
+    assert not leases.is_done()
+    assert leases.lease(1, "q") == "leave"
+    assert leases.lease(0, "r") == "leave"  # died instead of checkpointing
+    assert [event.trial_id for event in leases.take_events()] == ["a"]
+    assert leases.is_done()
+
+
+def test_a_drained_attempt_is_stopped_and_not_run_again(make_leases):
+    leases = make_leases("a")
+    leases.lease(0, "p")
+    leases.drain()
+    assert leases.beat(0, "p", "a")
+    leases.report(0, ended("a", "stopped"))
+    polled = leases.poll(drain=True)
+    assert (polled.events, polled.is_done) == ([ended("a", "stopped")], True)
+    assert polled.demands == []
+
+
+def test_a_preempted_attempt_goes_on_first_and_costs_no_budget(make_leases):
+    leases = make_leases("a", "b")
+    for i in range(20):
+        assert leases.lease(i, "p").trial_id == "a"
+        leases.report(i, ended("a", "stopped"))
+    assert len(leases.take_events()) == 20
+    assert not leases.is_done()
+    assert leases.lease(99, "p").trial_id == "a"
+
+
+def test_one_that_is_silent_is_given_up_and_told_to_stop_when_it_speaks_again(make_leases, clock):
+    leases = make_leases("a")
+    leases.lease(0, "p")
+    clock.now = LEASE_SECONDS
+    assert leases.look() == []
+    clock.now += 0.1
+    assert leases.look() == [0]
+    leases.take_events()
+    assert leases.beat(0, "p", "a")
+    clock.now += 10
+    assert leases.lease(1, "q").trial_id == "a"
+    assert not leases.beat(1, "q", "a")
+    assert leases.beat(0, "p", "a")
+    leases.report(0, broken("a"))  # its new holder answers for it
+    assert [type(event) for event in leases.take_events()] == []
+    leases.report(1, ended("a"))
+    assert leases.take_events() == [ended("a")]
+
+
+def test_a_queue_that_was_away_gives_slots_the_time_to_be_heard(make_leases, clock):
+    leases = make_leases("a")
+    leases.lease(0, "p")
+    clock.now = 10 * LEASE_SECONDS  # the machine of the queue was asleep; beats are in the mail
+    assert leases.poll(drain=False).condemned == []
+    polled, condemned_at = [], None
+    while condemned_at is None:
+        clock.now += 1
+        polled.append(leases.poll(drain=False).condemned)
+        condemned_at = clock.now if polled[-1] else None
+    assert condemned_at - 10 * LEASE_SECONDS == pytest.approx(LEASE_SECONDS + 1)
+
+
+def test_a_late_word_of_a_dead_process_does_not_end_the_new_ones_lease(make_leases, clock):
+    leases = make_leases("a")
+    leases.lease(0, "p")
+    assert leases.lease(0, "q") == "wait"  # p is dead, and its order backs off
+    clock.now += 60
+    assert leases.lease(0, "q").trial_id == "a"
+    leases.take_events()
+    leases.report(0, broken("a"), "p")
+    leases.report(0, says("a"), "p")
+    assert leases.take_events() == []
+    assert not leases.beat(0, "q", "a")
+    leases.report(0, ended("a"), "q")
+    assert leases.take_events() == [ended("a")]
+
+
+def test_a_slot_that_dies_again_and_again_before_it_asks_cannot_start(make_leases):
+    leases = make_leases("a", "b")
+    for _ in range(3 * BARREN_DEATHS):  # with an order, or after one, it is no sign of that
+        leases.lease(0, "p")
+        leases.died(0, "its worker died")
+    assert leases.poll(drain=False).barren == ""
+    for _ in range(BARREN_DEATHS - 1):
+        leases.died(1, "no module named x")
+    assert leases.poll(drain=False).barren == ""
+    leases.died(1, "no module named x")
+    assert leases.poll(drain=False).barren == "no module named x"
+
+
+def test_one_that_beats_but_makes_no_step_is_taken_to_hang(make_leases, clock):
+    leases = make_leases("a", rules=Rules(stalled_after=300.0))
+    leases.lease(0, "p")
+    for _ in range(6):
+        clock.now += 50
+        leases.beat(0, "p", "a")
+        assert leases.look() == []
+    leases.report(0, Waiting("a", "no room"))  # alive, though it makes no step
+    clock.now += 100
+    leases.beat(0, "p", "a")
+    assert leases.look() == []
+    for _ in range(3):
+        clock.now += 100
+        leases.beat(0, "p", "a")
+    assert leases.look() == [0]
+    waiting, retry = leases.take_events()
+    assert waiting == Waiting("a", "no room")
+    assert "no step for 400 s" in retry.failure.message
+
+
+def test_a_trial_over_its_time_ends_for_good_and_its_process_is_killed(make_leases, clock):
+    leases = make_leases("a", "b", rules=Rules(time_limit=100.0))
+    leases.lease(0, "p")
+    clock.now = 60
+    leases.died(0, "its node is gone")
+    clock.now = 1000
+    assert leases.lease(0, "q").trial_id == "b"
+    assert leases.lease(1, "p").trial_id == "a"
+    clock.now = 1041
+    leases.take_events()
+    assert leases.look() == [1]
+    [failure] = leases.take_events()
+    assert (failure.trial_id, failure.kind, failure.error) == ("a", "lost", "TimeLimit")
+    assert leases.lease(1, "q") == "wait"
+    assert leases.take_events() == []
+
+
+def test_the_limit_counts_what_ran_before_a_preemption(make_leases, clock):
+    leases = make_leases("a", rules=Rules(time_limit=100.0))
+    leases.lease(0, "p")
+    clock.now = 60
+    leases.report(0, ended("a", "stopped"))
+    leases.lease(1, "p")
+    clock.now = 101
+    assert leases.look() == [1]
+    assert leases.is_done()
+
+
+def test_steps_are_movement(make_leases, clock):
+    leases = make_leases("a", rules=Rules(stalled_after=100.0))
+    leases.lease(0, "p")
+    for step in range(9):
+        clock.now += 90
+        leases.report(0, says("a", step))
+        leases.beat(0, "p", "a")
+        assert leases.look() == []
+
+
+def test_a_slot_waits_for_what_only_backs_off(make_leases, clock):
+    leases = make_leases("a")
+    leases.lease(0, "p")
+    leases.died(0, "its node is gone")
+    assert leases.lease(1, "p") == "wait"
+    clock.now += 1.5
+    assert leases.lease(1, "p").trial_id == "a"
+
+
+def test_a_dead_process_keeps_no_lease_alive(make_leases, clock):
+    leases = make_leases("a")
+    leases.lease(0, "p")
+    leases.lease(0, "q")
+    clock.now += 1.5
+    assert leases.lease(0, "q").trial_id == "a"  # the same slot and trial, another process
+    clock.now += LEASE_SECONDS + 1
+    assert leases.beat(0, "p", "a")
+    assert leases.look() == [0]
+
+
+def test_a_sweep_that_drains_is_not_halted(make_leases):
+    leases = make_leases(*map(str, range(10)))
+    for slot in range(10):
+        leases.lease(slot, "p")
+    leases.drain()
+    for slot in range(10):
+        leases.report(slot, broken(str(slot), "invalid"))
+    assert [type(event) for event in leases.take_events()] == [Failure] * 10
+
+
+def test_ten_alike_halt_the_sweep_and_let_what_runs_stop(make_leases):
+    leases = make_leases(*(f"t{i}" for i in range(20)))
+    leases.lease(0, "p")
+    for i in range(1, 11):
+        leases.lease(1, str(i))
+        leases.report(1, broken(f"t{i}", "invalid"))
+    *failures, halt = leases.take_events()
+    assert [type(event) for event in failures] == [Failure] * 10
+    assert halt == Halt(broken("t10", "invalid"), 10)
+    assert leases.lease(1, "new") == "leave"
+    assert leases.beat(0, "p", "t0")
+    assert not leases.is_done()
+    leases.report(0, ended("t0", "stopped"))
+    assert leases.is_done()
+
+
+@pytest.mark.parametrize("between", [ended("x", "diverged"), broken("x", "invalid", "another bug")])
+def test_nine_alike_halt_nothing_where_another_end_is_between(make_leases, between):
+    trials = [*(f"t{i}" for i in range(9)), "x", *(f"u{i}" for i in range(9)), "last"]
+    leases = make_leases(*trials)
+    for trial in trials[:-1]:
+        leases.lease(0, "p")
+        leases.report(0, between if trial == "x" else broken(trial, "invalid"))
+    assert not [event for event in leases.take_events() if isinstance(event, Halt)]
+    assert leases.lease(0, "p").trial_id == "last"
+
+
+# --- shares ---------------------------------------------------------------------------------
+
+
+def shaped(**counts):
+    return [order(f"{shape}{i}", shape) for shape, n in counts.items() for i in range(n)]
+
+
+def test_a_slot_is_given_orders_of_its_size_and_leaves_for_others(make_leases):
+    leases = make_leases(*shaped(a=2, b=2), rules=Rules(packed={"a": 4, "b": 1}), has_gpus=True)
+    assert leases.demands() == [Demand(4, 2, 0), Demand(1, 2, 0)]
+    assert leases.lease(0, "p", 1).trial_id == "b0"
+    assert leases.lease(1, "p", 2) == "leave"
+    assert leases.lease(2, "p", 4).trial_id == "a0"
+    assert leases.demands() == [Demand(4, 1, 1), Demand(1, 1, 1)]
+
+
+def test_a_last_order_for_a_smaller_share_takes_the_slot_that_there_is(make_leases):
+    leases = make_leases(*shaped(a=1), rules=Rules(packed={"a": 4}), has_gpus=True)
+    assert leases.lease(0, "p", 1).per_gpu == 1
+
+
+def test_without_gpus_every_slot_fits_every_order(make_leases):
+    leases = make_leases(*shaped(a=1, b=1), rules=Rules(packed={"a": 4}))
+    assert leases.demands() == [Demand(1, 2, 0)]
+    assert [leases.lease(slot, "p").shape for slot in (0, 1)] == ["a", "b"]
+
+
+def test_a_first_epoch_shows_how_many_may_share(make_leases):
+    leases = make_leases(*shaped(a=9), has_gpus=True)
+    leases.lease(0, "p", 1)
+    leases.report(0, says("a0", 5, 0.9, 8 * GIB, 80 * GIB))
+    assert [type(event) for event in leases.take_events()] == [Progress]
+    leases.report(0, says("a0", 6, 1.0, 8 * GIB, 80 * GIB))
+    assert leases.take_events()[1] == Packed("a", 4, "measured", 8 * GIB, 80 * GIB, "a0")
+    assert leases.demands() == [Demand(4, 8, 0), Demand(1, 0, 1)]
+
+
+def test_too_little_memory_sends_the_shape_to_larger_shares_and_is_final_on_a_whole_gpu(
+    make_leases,
+):
+    leases = make_leases(*shaped(a=2, b=1), rules=Rules(packed={"a": 4, "b": 4}), has_gpus=True)
+    seen = []
+    for slot, per_gpu in enumerate([4, 2, 1]):
+        trial = leases.lease(slot, "p", per_gpu).trial_id
+        leases.report(slot, broken(trial, "oom"))
+        seen += [(type(e), getattr(e, "per_gpu", None)) for e in leases.take_events()]
+        assert leases.demands()[0].per_gpu == max(per_gpu // 2, 1)
+    assert seen == [(Packed, 2), (Retry, None), (Packed, 1), (Retry, None), (Failure, None)]
+    assert leases.lease(9, "p", 4).trial_id == "b0"
+
+
+def test_on_a_processor_too_little_gpu_memory_cannot_be_cured_by_a_share(make_leases):
+    leases = make_leases("a", rules=Rules(packed={"a": 4}))
+    leases.lease(0, "p")
+    leases.report(0, broken("a", "oom"))
+    assert leases.take_events() == [broken("a", "oom")]
+
+
+# --- ten thousand ---------------------------------------------------------------------------
+
+
+def test_what_has_ended_leaves_nothing_behind(make_leases, clock):
+    """Whether it completed, at once or after a failure, failed, or took too long."""
+    leases = make_leases(*(f"t{i}" for i in range(10_000)), rules=Rules(time_limit=1e3))
+    n_ended, seen = 0, set()
+    while isinstance(found := leases.lease(0, "p"), Order):
+        clock.now += 1
+        trial = found.trial_id
+        leases.report(0, says(trial))
+        if trial.endswith("7"):
+            leases.report(0, broken(trial, signature=trial))  # once more, then for good
+        elif trial.endswith("8") and trial not in seen:
+            leases.report(0, broken(trial))
+        elif trial.endswith("9"):
+            clock.now += 2e3
+        else:
+            leases.report(0, ended(trial))
+        seen.add(trial)
+        leases.look()
+        n_ended += sum(map(is_end, leases.take_events()))
+    assert n_ended == 10_000
+    assert leases.is_done()
+    assert kept(leases) < 50
+
+
+def kept(thing, seen=None):
+    """How many entries all containers of our own objects have, one below another."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen:
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, (dict, list, set, deque)):
+        values = thing.values() if isinstance(thing, dict) else thing
+        return len(thing) + sum(kept(value, seen) for value in values)
+    if type(thing).__module__.startswith("sweeper.schedule"):
+        return kept(vars(thing), seen)
+    return 0

@@ -1,0 +1,61 @@
+"""When a driver drains: at a signal, at its time, or because it is asked to in the directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+LOOK_SECONDS = 1.0  # between two looks for a request
+
+
+class Stop:
+    """Set by the first signal, by a request, or after so many seconds; and then for good.
+
+    Parameters
+    ----------
+    request : a file whose being there asks to stop; it works from another machine, too.
+    after : seconds from now.
+    """
+
+    def __init__(self, request: Path, after: float | None = None) -> None:
+        self._request = request
+        self._deadline = time.monotonic() + after if after is not None else float("inf")
+        self._looked = float("-inf")
+        self._set = self._interrupted = False
+
+    def is_set(self) -> bool:
+        """Whether to drain; asked often."""
+        now = time.monotonic()
+        if not self._set and now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            self._set = os.path.exists(self._request)  # and not an error of a network disk
+        self._set = self._set or now >= self._deadline
+        return self._set
+
+    def signalled(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal; the second SIGINT ends the process."""
+        if number == signal.SIGINT:
+            if self._interrupted:
+                os._exit(130)
+            self._interrupted = True
+        self._set = True
+
+
+@contextlib.contextmanager
+def stopping(request: Path, after: float | None) -> Iterator[Stop]:
+    """Drain at the first SIGINT, SIGTERM or SIGUSR1; a second SIGINT kills. No request is left."""
+    request.unlink(missing_ok=True)  # one that came too late for the driver before
+    stop = Stop(request, after)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, stop.signalled) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        request.unlink(missing_ok=True)
