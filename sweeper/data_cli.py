@@ -148,7 +148,8 @@ def _counted(total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from sweeper.display import LINE_SECONDS, duration
+    from sweeper.display import LINE_SECONDS
+    from sweeper.duration import duration
 
     console = Console(stderr=True)
     if console.is_terminal:

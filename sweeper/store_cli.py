@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sweeper.chosen import Ids, Selectors, States, Where
 from sweeper.errors import ConfigError, SweepDirError, SweeperError, nearest
 from sweeper.sweep_dir import PREDICTIONS, SweepDir
 
 if TYPE_CHECKING:
     from sweeper.config import TrialConfig
     from sweeper.journal import Tally
+    from sweeper.store import Store
     from sweeper.store.adopt import Source
     from sweeper.store.schema import SampleSet
     from sweeper.store.verify import Report
@@ -48,15 +50,20 @@ def verify(
     rebuild_index: Annotated[
         bool, typer.Option("--rebuild-index", help="Make the index of trials anew.")
     ] = False,
+    where: Where = None,
+    ids: Ids = None,
+    states: States = None,
 ) -> None:
     """Read everything stored in DIR and check it. Exit 5 on damage that is not repaired."""
     from sweeper.store import open_store
     from sweeper.store.index import write_index
     from sweeper.store.verify import verify as check
 
+    asked = Selectors.of(where, ids, states)
     store = open_store(directory)
     with _alone(directory) if repair else contextlib.nullcontext():
-        report = check(store, _tally(directory), _progress())
+        only = _chosen(asked, store, directory)
+        report = check(store, _tally(directory), _progress(), only)
         if as_json:
             print(json.dumps(report.fields(), indent=1))
         else:
@@ -71,15 +78,16 @@ def verify(
         raise typer.Exit(EXIT_DAMAGED)
 
 
-def seal(directory: Place) -> None:
+def seal(directory: Place, where: Where = None, ids: Ids = None, states: States = None) -> None:
     """Seal what is recorded to its end in DIR but was never sealed."""
     from sweeper.store import open_store
     from sweeper.store.index import write_index
     from sweeper.store.seal import seal_recorded
 
+    asked = Selectors.of(where, ids, states)
     store = open_store(directory)
     with _alone(directory):
-        sealed, left = seal_recorded(store.objects)
+        sealed, left = seal_recorded(store.objects, _chosen(asked, store, directory))
         write_index(store.objects, store.summary)
     print(f"{sealed:,} trials sealed, {left:,} not recorded to their end")
     if left:
@@ -101,15 +109,19 @@ def export(
     predictions: Annotated[
         bool, typer.Option("--predictions", help="Also a row a snapshot and test sample.")
     ] = False,
+    ids: Ids = None,
+    states: States = None,
 ) -> None:
     """Write what is stored in DIR as tables: one row a trial, and one row a snapshot."""
     from sweeper.display import counter
     from sweeper.store import open_store
     from sweeper.store.export import export as write
 
+    asked = Selectors.of(None, ids, states)  # `where` may name metrics, which only stores have
     store = open_store(directory)
+    only = _chosen(asked, store, directory)
     folder = _export_folder(directory) if out is None else out
-    written = write(store, folder, where, predictions, counter("snapshots exported"))
+    written = write(store, folder, where, predictions, counter("snapshots exported"), only)
     for path, n_rows in written.items():
         print(f"{path}: {n_rows:,} rows")
 
@@ -180,6 +192,13 @@ def _sweep_dir(directory: str) -> SweepDir | None:
         if folder.manifest.is_file() and (folder.path == path or path.name == PREDICTIONS):
             return folder
     return None
+
+
+def _chosen(asked: Selectors, store: Store, directory: str) -> set[str] | None:
+    """The stored trials that are asked for, None for all."""
+    from sweeper.chosen_stored import chosen_stored
+
+    return chosen_stored(asked, store, _sweep_dir(directory))
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -42,6 +42,9 @@ class SweepDir:
         self.manifest = self.path / "manifest.json"
         self.journal = self.path / "journal.jsonl"
         self.status = self.path / "status.json"
+        self.live = self.path / "live.json"
+        self.stop_request = self.path / "stop.request"
+        self.driver_log = self.path / "driver.log"
         self.analysis = self.path / "analysis"
         self._lock = self.path / "driver.lock"
 
@@ -125,7 +128,7 @@ class SweepDir:
             str(self.path),
             f"held by another driver, {who}",
             "one driver at a time",
-            f"wait for it or stop it with `kill {holder.get('pid', 'PID')}` on that host",
+            f"wait for it, or `sweeper stop {self.path}` lets it checkpoint and end",
         )
 
     def driver(self) -> dict[str, Any] | None:

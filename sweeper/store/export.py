@@ -26,7 +26,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def export(
     where: str | None = None,
     predictions: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    only: Collection[str] | None = None,
 ) -> dict[Path, int]:
     """Write the files, each whole or not at all; their numbers of rows by path.
 
@@ -67,6 +68,7 @@ def export(
     where : only trials for which this expression holds, as for `analysis.select.select`.
     predictions : write `predictions.parquet` as well.
     progress : called with the number of snapshots whose predictions are written and of all.
+    only : of these trials alone; None for all.
 
     Raises
     ------
@@ -74,7 +76,7 @@ def export(
     ExpressionError : `where` is no expression of the trials.
     HoleError, StoreError : something is absent or damaged; files that were there stay.
     """
-    chosen = _chosen(store, where)
+    chosen = _chosen(store, where, only)
     about = {"store": _absolute(store.location), "version": sweeper.__version__, "where": where}
     trials, snapshots = _trials(chosen, about), _snapshots(store, chosen, about)
     written = {}
@@ -121,10 +123,11 @@ def _metadata(about: Mapping[str, Any], **more: Any) -> dict[str, str]:
 # --- trials -----------------------------------------------------------------------------------
 
 
-def _chosen(store: Store, where: str | None) -> list[Summary]:
+def _chosen(store: Store, where: str | None, only: Collection[str] | None) -> list[Summary]:
     """What is known of the trials for which `where` holds, by id."""
     sealed = store.summaries()
-    found = [sealed.get(trial_id) or store.summary(trial_id) for trial_id in store.trial_ids()]
+    ids = [trial_id for trial_id in store.trial_ids() if only is None or trial_id in only]
+    found = [sealed.get(trial_id) or store.summary(trial_id) for trial_id in ids]
     if not found:
         hint = "`sweeper launch GRID` runs some"
         raise AnalysisError(store.location, "no trials", "at least one", hint)

@@ -70,6 +70,25 @@ class Root:
         name = f"{name}-{os.getpid()}-{uuid.uuid4().hex[:6]}"  # one process may make two a second
         return _ObjectLog(self._objects, f"{name}.log").add
 
+    def log_parts(self, trial_id: str) -> dict[str, bytes]:
+        """What a trial's attempts have logged: the one file's bytes, or each object's by its name.
+
+        Oldest first; each part only ever grows. Empty when nothing was logged.
+        """
+        if isinstance(self._objects, LocalObjects):
+            names = [f"{trial_id}.log"]
+        else:
+            names = [f"{trial_id}/{name}" for name in self._objects.names(f"logs/{trial_id}")]
+        found = {}
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = bytes(self._objects.read(f"logs/{name}"))
+        return found
+
+    def read_log(self, trial_id: str) -> str:
+        """All that a trial's attempts have logged, oldest first; empty when that is nothing."""
+        return b"".join(self.log_parts(trial_id).values()).decode(errors="replace")
+
 
 def _stamped(text: str) -> str:
     return f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {text}\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -77,8 +77,12 @@ def seal(objects: Objects, trial_id: str, state: State, attempt: int) -> str:
     return str(found["digest"])
 
 
-def seal_recorded(objects: Objects) -> tuple[int, int]:
+def seal_recorded(objects: Objects, only: Collection[str] | None = None) -> tuple[int, int]:
     """Seal every trial that is staged to its end; numbers of the sealed, and of the others staged.
+
+    Parameters
+    ----------
+    only : look at these trials alone; None for all.
 
     Raises
     ------
@@ -86,6 +90,8 @@ def seal_recorded(objects: Objects) -> tuple[int, int]:
     """
     n_sealed = n_left = 0
     for trial_id in objects.names("staging"):
+        if only is not None and trial_id not in only:
+            continue
         try:
             staged = StagedTrial(objects, trial_id)
         except MissingStoreError:  # a crash before the first attempt was claimed

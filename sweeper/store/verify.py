@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -102,6 +102,7 @@ def verify(
     store: Store,
     tally: Tally | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    only: Collection[str] | None = None,
 ) -> Report:
     """Read everything that the store holds and check it against what it says of itself.
 
@@ -112,11 +113,13 @@ def verify(
     ----------
     tally : what the sweep's journal says; a trial that it has complete has to be there.
     progress : called with the number of trials that are checked and of all.
+    only : check these trials alone, and all sets of samples; None for everything.
     """
     objects = store.objects
     samples, damages = _check_samples(objects)
     n_trials, n_snapshots = 0, 0
     trial_ids = sorted({*objects.names("trials"), *objects.names("staging")})
+    trial_ids = [trial_id for trial_id in trial_ids if only is None or trial_id in only]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         checks = pool.map(
             lambda trial_id: _check_trial_twice(objects, trial_id, samples), trial_ids
@@ -126,7 +129,8 @@ def verify(
             if count is not None:
                 n_trials, n_snapshots = n_trials + 1, n_snapshots + count
                 damages += found
-    damages += _lost(objects, tally or Tally())
+    lost = _lost(objects, tally or Tally())
+    damages += [damage for damage in lost if only is None or damage.key in only]
     damages += [_absent_set(key, trial_id) for key, trial_id in sorted(samples.absent.items())]
     return Report(n_trials, n_snapshots, tuple(damages), tuple(_orphans(objects)))
 
@@ -330,7 +334,8 @@ def _lost(objects: Objects, tally: Tally) -> Iterator[Damage]:
     """Trials that were complete, and are not in the store."""
     stored = {*objects.names("trials"), *objects.names("staging")}
     for trial_id, known in tally.trials.items():
-        if known["state"] in ("complete", "diverged") and trial_id not in stored:
+        label = known.get("label", trial_id)  # a folder's name may be an older schema's
+        if known["state"] in ("complete", "diverged") and label not in stored:
             found = f"{known['state']} by the journal, and not in the store"
             yield Damage(f"trial {trial_id}", None, found, "rerun", trial_id)
 

@@ -1,8 +1,8 @@
-"""Seconds of each stage of the demo, trials per minute, and what a driver costs per trial.
+"""Seconds of each stage of the demo, and trials per minute.
 
-    python tests/benchmarks/spine.py [--trials N] [--noops N]
+    python tests/benchmarks/spine.py [--trials N]
 
-Prints two tables; nothing here passes or fails.
+Prints a table; nothing here passes or fails.
 """
 
 from __future__ import annotations
@@ -15,14 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sweeper.attempt import Order, Outcome, Progress
-from sweeper.config import TrialConfig
-from sweeper.grid import Trial
-from sweeper.plan import Size, make_plan
-from sweeper.schedule.driver import Launch, drive
-from sweeper.schedule.local import LocalExecutor
-from sweeper.schedule.tune import TuneExecutor
-from sweeper.sweep_dir import SweepDir, environment
+from sweeper.sweep_dir import environment
 
 GRID = Path(__file__).parents[2] / "grids" / "digits.yaml"
 
@@ -30,13 +23,11 @@ GRID = Path(__file__).parents[2] / "grids" / "digits.yaml"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10**6, help="of the demo's grid")
-    parser.add_argument("--noops", type=int, default=1000, help="trials that do nothing")
     asked = parser.parse_args()
     here = environment()
     print(time.strftime("%Y-%m-%d"), here["processor"], f"{here['cpus']} cores", here["versions"])
     with tempfile.TemporaryDirectory() as folder:
         stages(Path(folder), asked.trials)
-        overhead(Path(folder), asked.noops)
 
 
 def stages(folder: Path, n_trials: int) -> None:
@@ -73,49 +64,6 @@ def span(sweep: Path) -> tuple[float, float, int]:
     starts = [event["t"] for event in events if event["event"] == "started"]
     ends = [event["t"] for event in events if event["event"] == "finished"]
     return min(starts), max(ends), len(ends)
-
-
-def overhead(folder: Path, n_trials: int) -> None:
-    """What lease, reports, journal and fsync cost: trials that do nothing, per trial."""
-    print(f"\n| executor | slots | {n_trials} no-op trials, s | ms a trial | start and end, s |")
-    print("|---|---|---|---|---|")
-    configs = [
-        TrialConfig.from_flat(
-            {
-                "data.name": "digits",
-                "model.name": "fc",
-                "optim.name": "sgd",
-                "optim.lr": 0.1,
-                "epochs": 1,
-                "seed": seed,
-            }
-        )
-        for seed in range(n_trials)
-    ]
-    plan = make_plan([Trial(c.trial_id, c) for c in configs], set(), lambda config: Size(2, 0, 4))
-    for executor in (LocalExecutor(no_op), TuneExecutor(2, runner=no_op)):
-        times: list[float] = []
-        started = time.monotonic()
-        sweep = SweepDir(folder / f"no-op-{executor.n_slots}")
-        drive(
-            sweep,
-            plan,
-            Launch("no-op", ""),
-            executor,
-            lambda event, counts, times=times: times.append(time.monotonic()),
-        )
-        whole = time.monotonic() - started
-        inner = times[-1] - times[0]
-        print(
-            f"| {type(executor).__name__} | {executor.n_slots} | {inner:.2f} | "
-            f"{1000 * inner / n_trials:.2f} | {whole - inner:.1f} |"
-        )
-
-
-def no_op(order: Order, should_stop: object, on_progress: object) -> Outcome:
-    """A trial that only reports, as every trial does."""
-    on_progress(Progress(order.trial_id, 1, 0, 1, "here", "cpu"))
-    return Outcome(order.trial_id, 1, "complete", 0.0)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def _is_result(name: str, seen: Mapping[str, bytes]) -> bool:
     if "/trials/" in name:
         group = "/".join(name.split("/")[:3])
         return f"{group}/zarr.json" in seen
-    return not name.startswith(("logs/", "status.json"))
+    return not name.startswith(("logs/", "status.json", "live.json"))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,9 @@ EVENTS = st.one_of(
     st.tuples(st.just("ended"), st.fixed_dictionaries({"reason": st.just("complete")})),
     st.tuples(
         st.just("started"),
-        st.fixed_dictionaries({"trial": TRIALS, "attempt": st.integers(1, 9)}),
+        st.fixed_dictionaries(
+            {"trial": TRIALS, "attempt": st.integers(1, 9), "host": st.sampled_from(["", "a", "b"])}
+        ),
     ),
     st.tuples(
         st.just("finished"),
@@ -25,8 +28,12 @@ EVENTS = st.one_of(
         ),
     ),
     st.tuples(
-        st.just("failed"),
+        st.sampled_from(["failed", "retried"]),
         st.fixed_dictionaries({"trial": TRIALS, "error": st.text(), "message": st.text()}),
+    ),
+    st.tuples(
+        st.just("packed"),
+        st.fixed_dictionaries({"shape": st.text(), "per_gpu": st.integers(1, 8)}),
     ),
     st.tuples(st.sampled_from(["lost", "stopped"]), st.fixed_dictionaries({"trial": TRIALS})),
 )
@@ -41,7 +48,7 @@ def expected_states(events):
     """The fold, said again in the words of the documentation."""
     states = {}
     for kind, fields in events:
-        if kind in ("lost", "stopped", "failed"):
+        if kind in ("lost", "stopped", "failed", "retried"):
             states[fields["trial"]] = kind
         elif kind == "started":
             states[fields["trial"]] = "running"
@@ -115,7 +122,17 @@ def test_a_torn_last_line_is_dropped_reported_and_cut(tmp_path_factory, n_cut):
 
 @pytest.mark.parametrize(
     "line",
-    ["", "{", "[]", "3", "\0\0\0", '{"t": 1}', '{"event": "lost", "t": 1}', '{"event": []}'],
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "\0\0\0",
+        '{"t": 1}',
+        '{"event": "lost", "t": 1}',
+        '{"event": []}',
+        '{"event": "lost", "t": 1, "trial": []}',
+    ],
 )
 def test_a_damaged_line_is_an_error_that_names_it(tmp_path, line):
     path = tmp_path / "journal.jsonl"
@@ -144,6 +161,10 @@ def test_a_digest_and_the_rest_tell_what_all_events_tell(tmp_path_factory, event
     Tally.read(digest, journal).save(digest)
     write(journal, *events[n_before:])
     whole = Tally.read(folder / "none.json", journal)
+    one_by_one = Tally(offset=whole.offset)
+    for event in read_events(journal).events:
+        one_by_one.add(event)
+    assert one_by_one == whole
     assert Tally.read(digest, journal) == whole
     states = {trial: found["state"] for trial, found in whole.trials.items()}
     assert states == expected_states(events)
@@ -195,3 +216,82 @@ def test_a_saved_digest_is_json(tmp_path):
     saved = json.loads((tmp_path / "status.json").read_text())
     assert saved["trials"]["t1"]["error"] == "é"
     assert saved["offset"] == (tmp_path / "journal.jsonl").stat().st_size
+
+
+FAILED = {"attempt": 1, "kind": "oom", "error": "E", "message": "full", "signature": "E in f"}
+
+
+def tally_of(tmp_path, *events):
+    write(tmp_path / "journal.jsonl", *events)
+    return Tally.read(tmp_path / "none", tmp_path / "journal.jsonl")
+
+
+def test_what_an_attempt_failed_of_is_known_until_the_trial_ends(tmp_path):
+    events = [
+        ("retried", {"trial": "t1", **FAILED, "delay": 1.0, "host": "a", "device": "cuda:0"}),
+        ("started", {"trial": "t1", "attempt": 2, "host": "b", "device": "cuda:1"}),
+        ("finished", {"trial": "t1", "attempt": 2, "state": "complete", "seconds": 2.0}),
+    ]
+    retried, started, finished = (
+        tally_of(tmp_path, event).trials["t1"] | {"t": 0} for event in events
+    )
+    assert retried == {"state": "retried", "t": 0, **FAILED, "host": "a", "device": "cuda:0"}
+    where = {"attempt": 2, "host": "b", "device": "cuda:1"}
+    assert started == {"state": "running", "t": 0, **FAILED, **where}
+    assert finished == {"state": "complete", "t": 0, "attempt": 2, "seconds": 2.0}
+
+
+def test_a_failure_for_good_is_over_once_the_trial_is_launched_again(tmp_path):
+    tally = tally_of(
+        tmp_path,
+        ("failed", {"trial": "t1", **FAILED}),
+        ("launched", {}),
+        ("started", {"trial": "t1", "attempt": 2}),
+    )
+    assert tally.trials["t1"] == {"state": "running", "t": tally.trials["t1"]["t"], "attempt": 2}
+
+
+def test_the_last_word_on_how_a_shape_is_packed_counts_and_hosts_are_named_once(tmp_path):
+    tally = tally_of(
+        tmp_path,
+        ("packed", {"shape": "s", "per_gpu": 4, "reason": "memory"}),
+        ("started", {"trial": "t1", "host": "a"}),
+        ("packed", {"shape": "r", "per_gpu": 2, "reason": "memory"}),
+        ("started", {"trial": "t2", "host": "b"}),
+        ("packed", {"shape": "s", "per_gpu": 2, "reason": "oom"}),
+        ("started", {"trial": "t3", "host": "a"}),
+    )
+    assert tally.packed == {"s": 2, "r": 2}
+    assert tally.hosts == ["a", "b"]
+
+
+@pytest.mark.parametrize("event", ["failed", "retried"])
+def test_a_failure_without_its_error_is_no_event(tmp_path, event):
+    with pytest.raises(SweepDirError, match="line 1 is not an event"):
+        tally_of(tmp_path, (event, {"trial": "t1", "message": ""}))
+
+
+def test_two_halves_of_a_line_are_not_taken_for_one(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"t":1,"event":"lost"\n"trial":"t1"}\n')
+    with pytest.raises(SweepDirError, match="line 1 is not an event"):
+        read_events(path)
+
+
+def test_a_finished_trial_takes_little_memory(tmp_path):
+    def events(trials):
+        for i in trials:
+            # New text objects each time, as JSON gives them.
+            where = {"trial": f"t{i:012x}", "attempt": 1, "host": "n".ljust(40, "o")}
+            yield {"t": float(i), "event": "started", "step": 0, "n_steps": 9, **where}
+            done = {"state": "".join(["comp", "lete"]), "seconds": i / 7, "steps": i + 1000}
+            yield {"t": float(i), "event": "finished", **where, **done, "digest": f"{i:064x}"}
+
+    tally, n_trials = Tally(), 10_000
+    tracemalloc.start()
+    for event in events(range(n_trials)):
+        tally.add(event)
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(tally.trials) == n_trials
+    assert size / n_trials < 600

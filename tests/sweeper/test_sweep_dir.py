@@ -58,7 +58,7 @@ def test_a_second_driver_is_refused_with_pid_and_host_of_the_first(tmp_path):
             pytest.fail("two drivers hold one directory")
         text = f"held by another driver, process {process.pid} on {socket.gethostname()}"
         assert caught.value.found == text
-        assert f"kill {process.pid}" in caught.value.hint
+        assert f"`sweeper stop {tmp_path}`" in caught.value.hint
         assert SweepDir(tmp_path).driver() == {"host": socket.gethostname(), "pid": process.pid}
 
 

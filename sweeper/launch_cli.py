@@ -1,0 +1,398 @@
+"""The commands that plan and run a sweep: plan, launch, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from sweeper.attempt import CHECKPOINT_SECONDS
+from sweeper.background import detach, is_detached
+from sweeper.chosen import Ids, Selectors, States, Where, chosen
+from sweeper.errors import StoreURLError, SweeperError
+from sweeper.launch_options import (
+    Address,
+    AllowCodeChange,
+    AllowEmpty,
+    CheckpointEvery,
+    Detach,
+    Dir,
+    ExecutorName,
+    ExecutorOption,
+    Force,
+    GridPath,
+    Json,
+    Limit,
+    LogTo,
+    MaxTrials,
+    PerGPU,
+    Set,
+    Slots,
+    StalledAfter,
+    StopAfter,
+    StoreOption,
+    SweepDirOption,
+    TimeLimit,
+    Yes,
+    seconds_of,
+)
+from sweeper.sweep_dir import SweepDir
+
+if TYPE_CHECKING:
+    from sweeper.grid import Expansion, Trial
+    from sweeper.plan import Plan
+    from sweeper.schedule.driver import Launch
+    from sweeper.schedule.executor import Executor
+    from sweeper.schedule.rules import Rules
+    from sweeper.schedule.scribe import Counts
+
+EXIT_FAILURES, EXIT_STOPPED = 3, 4
+
+
+def plan(
+    grid: GridPath,
+    sweep_dir: SweepDirOption = None,
+    store: StoreOption = None,
+    set_: Set = None,
+    where: Where = None,
+    ids: Ids = None,
+    states: States = None,
+    max_trials: MaxTrials = 100_000,
+    allow_empty_exclude: AllowEmpty = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a launch of GRID would run. Changes nothing."""
+    from sweeper.plan_text import plan_fields, plan_lines
+
+    asked = Selectors.of(where, ids, states)
+    with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints is no part of the plan
+        expansion, made, folder, _ = _make_plan(
+            grid, sweep_dir, store, set_, max_trials, allow_empty_exclude
+        )
+        made = _narrowed(made, folder, asked)
+    root = folder.root(_root_of(store))
+    if as_json:
+        print(json.dumps(plan_fields(expansion, made, folder, root), indent=1))
+    else:
+        print(*plan_lines(grid, expansion, made, folder, root), sep="\n")
+    _check_room(made, root, force)
+
+
+def launch(
+    grid: GridPath,
+    sweep_dir: SweepDirOption = None,
+    store: StoreOption = None,
+    set_: Set = None,
+    where: Where = None,
+    ids: Ids = None,
+    states: States = None,
+    limit: Limit = None,
+    max_trials: MaxTrials = 100_000,
+    allow_empty_exclude: AllowEmpty = False,
+    executor: ExecutorOption = ExecutorName.tune,
+    address: Address = None,
+    slots: Slots = None,
+    per_gpu: PerGPU = None,
+    time_limit: TimeLimit = None,
+    stalled_after: StalledAfter = "30m",
+    stop_after: StopAfter = None,
+    checkpoint_every: CheckpointEvery = CHECKPOINT_SECONDS,
+    log_to: LogTo = None,
+    allow_code_change: AllowCodeChange = False,
+    force: Force = False,
+    detach: Detach = False,
+    yes: Yes = False,
+) -> None:
+    """Run all trials of GRID that are not complete. On an existing directory this is resume."""
+    from sweeper.schedule.driver import Launch
+
+    asked = Selectors.of(where, ids, states)
+    rules = _rules(per_gpu, time_limit, stalled_after)
+    stop = None if stop_after is None else seconds_of("--stop-after", stop_after)
+    made_slots = _Slots(executor, address, slots, rules)
+    expansion, made, folder, text = _make_plan(
+        grid, sweep_dir, store, set_, max_trials, allow_empty_exclude
+    )
+    made = _narrowed(made, folder, asked)
+    wanted = Launch(
+        expansion.name,
+        text,
+        limit=limit,
+        checkpoint_seconds=checkpoint_every,
+        allow_code_change=allow_code_change,
+        root=_root_of(store),
+        stop_after=stop,
+        rules=rules,
+        log_to=tuple(log_to or ()),
+    )
+    _drive(folder, made, wanted, made_slots, _Consent(yes, force, detach))
+
+
+def resume(
+    directory: Dir,
+    where: Where = None,
+    ids: Ids = None,
+    states: States = None,
+    limit: Limit = None,
+    executor: ExecutorOption = ExecutorName.tune,
+    address: Address = None,
+    slots: Slots = None,
+    per_gpu: PerGPU = None,
+    time_limit: TimeLimit = None,
+    stalled_after: StalledAfter = "30m",
+    stop_after: StopAfter = None,
+    checkpoint_every: CheckpointEvery = CHECKPOINT_SECONDS,
+    log_to: LogTo = None,
+    allow_code_change: AllowCodeChange = False,
+    force: Force = False,
+    detach: Detach = False,
+    yes: Yes = False,
+) -> None:
+    """Run what is left of the sweep in DIR, without its grid file."""
+    from sweeper.plan import read_plan
+    from sweeper.schedule.driver import Launch
+
+    asked = Selectors.of(where, ids, states)
+    rules = _rules(per_gpu, time_limit, stalled_after)
+    stop = None if stop_after is None else seconds_of("--stop-after", stop_after)
+    made_slots = _Slots(executor, address, slots, rules)
+    folder = SweepDir(directory).require()
+    made = _plan_of(_still_buildable(read_plan(folder.plan)), folder.path, folder.root())
+    made = _narrowed(made, folder, asked)
+    wanted = Launch(
+        str(folder.read_manifest().get("name", directory.name)),
+        None,
+        limit=limit,
+        checkpoint_seconds=checkpoint_every,
+        allow_code_change=allow_code_change,
+        stop_after=stop,
+        rules=rules,
+        log_to=tuple(log_to or ()),
+    )
+    _drive(folder, made, wanted, made_slots, _Consent(yes, force, detach))
+
+
+commands: dict[str, Callable[..., None]] = {"plan": plan, "launch": launch, "resume": resume}
+
+
+# --- what was asked for ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Consent:
+    """What needs no asking, and whether to go on in the background."""
+
+    yes: bool
+    force: bool
+    detach: bool
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Where trials are to run."""
+
+    executor: ExecutorName
+    address: str | None
+    n_slots: int | None
+    rules: Rules
+
+    def __post_init__(self) -> None:
+        if self.executor is not ExecutorName.local:
+            return
+        rules = self.rules
+        for option, value in (
+            ("--address", self.address),
+            ("--slots", self.n_slots),
+            ("--per-gpu", rules.per_gpu),
+            ("--time-limit", rules.time_limit),
+        ):
+            if value is not None:
+                found = "there is one slot, in this process, with `--executor local`"
+                raise SweeperError(option, found, "it needs `--executor tune`")
+
+    def make(self, n_todo: int, threads: int) -> Executor:
+        """The executor: on this machine with a slot per GPU, or per `threads` processors."""
+        import torch
+
+        if self.executor is ExecutorName.local:
+            from sweeper.schedule.local import LocalExecutor
+
+            return LocalExecutor()
+        from sweeper.schedule.packing import CHOICES
+        from sweeper.schedule.tune import TuneExecutor
+
+        if self.address is not None:
+            return TuneExecutor(threads, address=self.address, n_slots=self.n_slots)
+        # Not every system can say which processors this process may use.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        n_slots = self.n_slots or max(1, (cores or 1) // threads)
+        if n_gpus := torch.cuda.device_count():
+            n_slots = min(n_slots, n_gpus * (self.rules.per_gpu or max(CHOICES)))
+        # Ray starts a process per processor that it is told of, needed or not.
+        n_cpus = min(n_slots, n_todo) * threads
+        return TuneExecutor(threads, n_slots=self.n_slots, n_cpus=n_cpus)
+
+
+def _rules(per_gpu: int | None, time_limit: str | None, stalled_after: str) -> Rules:
+    from sweeper.schedule.rules import Rules
+
+    limit = None if time_limit is None else seconds_of("--time-limit", time_limit)
+    return Rules(per_gpu, {}, limit, seconds_of("--stalled-after", stalled_after))
+
+
+def _narrowed(made: Plan, folder: SweepDir, asked: Selectors) -> Plan:
+    """The plan with only those trials to run that were asked for."""
+    if not asked:
+        return made
+    from sweeper.status.states import states_of
+
+    ids = [trial.trial_id for trial in made.trials]
+    configs = (trial.config.to_flat() for trial in made.trials)
+    only = set(chosen(asked, ids, lambda: configs, lambda: states_of(folder, ids)))
+    return replace(made, todo=tuple(trial for trial in made.todo if trial.trial_id in only))
+
+
+def _root_of(store: str | None) -> str | None:
+    """Where the workers' files go, as it is written down: no folder depends on where we are."""
+    if store is None:
+        return None
+    if not store or store.startswith("memory://"):
+        found = f"`{store}`, which no worker could find"
+        raise StoreURLError("--store", found, "a place that all of them can reach")
+    if "://" in store and not store.startswith("file://"):
+        from sweeper.store.url import check_url
+
+        return check_url(store)
+    return os.path.abspath(store.removeprefix("file://"))
+
+
+# --- planning -------------------------------------------------------------------------------
+
+
+def _make_plan(
+    grid: Path,
+    sweep_dir: Path | None,
+    store: str | None,
+    set_: list[str] | None,
+    max_trials: int,
+    allow_empty: bool,
+) -> tuple[Expansion, Plan, SweepDir, str]:
+    """Expand the grid and plan it against what its directory holds; also the grid's text."""
+    from sweeper.grid import expand, load_grid, text_of
+    from sweeper.room import check_path
+    from sweeper.train import check
+
+    loaded = load_grid(grid, set_ or ())
+    expansion = expand(loaded, max_trials=max_trials, allow_empty_exclude=allow_empty, check=check)
+    folder = SweepDir(sweep_dir or Path("runs") / expansion.name)
+    check_path(folder.path)
+    made = _plan_of(expansion.trials, folder.path, folder.root(_root_of(store)))
+    return expansion, made, folder, text_of(loaded, set_ or ())
+
+
+def _still_buildable(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
+    """The trials of a stored plan, checked anew: a plug-in may have changed since."""
+    from sweeper.train import check
+
+    for trial in trials:
+        try:
+            check(trial.config)
+        except SweeperError as error:
+            raise error.within(f"trial {trial.trial_id}") from error
+    return trials
+
+
+def _plan_of(trials: tuple[Trial, ...], folder: Path, root: str) -> Plan:
+    """The plan of these trials, given what the store at their root holds."""
+    from sweeper.plan import check_stored, make_plan
+    from sweeper.schedule.driver import complete_trials
+    from sweeper.store.opening import check_place
+    from sweeper.trial import size_of
+
+    check_place(root)
+    complete = complete_trials(root)
+    check_stored(trials, complete)
+    others = complete.keys() - {trial.trial_id for trial in trials}
+    if others:
+        _say(f"{folder}: {len(others)} complete trials are not in this plan; they stay stored")
+    return make_plan(trials, complete, size_of)
+
+
+def _check_room(made: Plan, root: str, force: bool) -> None:
+    """Refuse, or warn of, a sweep that is larger than what is free where its store is."""
+    from sweeper.room import check_room, free_room
+
+    if made.todo and "://" not in root:
+        for warning in check_room(root, made.room, free_room(Path(root)), force):
+            _say(warning)
+
+
+# --- running --------------------------------------------------------------------------------
+
+
+def _drive(folder: SweepDir, made: Plan, wanted: Launch, slots: _Slots, consent: _Consent) -> None:
+    from sweeper.display import display
+    from sweeper.duration import duration
+    from sweeper.schedule.driver import drive, threads_per_trial
+    from sweeper.trackers import check_trackers
+    from sweeper.train.data import present
+
+    for config in dict.fromkeys(trial.config.data for trial in made.todo):
+        present(config)
+    root = folder.root(wanted.root)
+    wanted = replace(wanted, log_to=check_trackers(wanted.log_to, root))
+    _check_room(made, root, consent.force)
+    n_todo = min(len(made.todo), wanted.limit or len(made.todo))
+    _say(
+        f"{folder.path}: {len(made.trials)} trials, "
+        f"{len(made.trials) - len(made.todo)} complete, {n_todo} to run"
+    )
+    if n_todo and not consent.yes:
+        _ask()
+    if consent.detach and not is_detached():
+        detach(folder)
+        return
+    executor = slots.make(n_todo, threads_per_trial(folder))
+    started = time.monotonic()
+    with display() as shown:
+        counts = drive(folder, made, wanted, executor, shown)
+    if counts.n_todo:
+        _conclude(folder, counts, duration(time.monotonic() - started))
+
+
+def _ask() -> None:
+    """Ask a person; a script is taken to mean what it says."""
+    if sys.stdin.isatty() and not typer.confirm("Run them?", default=True, err=True):
+        raise typer.Exit(EXIT_STOPPED)
+
+
+def _conclude(folder: SweepDir, counts: Counts, took: str) -> None:
+    """Say how a launch ended, and end with the exit code for it."""
+    done = counts.n_complete + counts.n_diverged
+    diverged = f", {counts.n_diverged} of them diverged" if counts.n_diverged else ""
+    _say(f"{done}/{counts.n_todo} trials complete{diverged}, in {took}")
+    if counts.n_failed:
+        _say(f"{counts.n_failed} failed; `sweeper failures {folder.path}` tells why")
+    if counts.halt is not None:
+        _say(f"stopped after {counts.halt.n_failed} failures alike in a row")
+        raise typer.Exit(EXIT_STOPPED)
+    if counts.n_ended < counts.n_todo:
+        _say(f"stopped; `sweeper resume {folder.path}` goes on from the checkpoints")
+        raise typer.Exit(EXIT_STOPPED)
+    if counts.n_failed:
+        _say("launching again runs them again")
+        raise typer.Exit(EXIT_FAILURES)
+
+
+def _say(text: str) -> None:
+    """A message: to standard error, so that standard output stays data."""
+    print(text, file=sys.stderr)

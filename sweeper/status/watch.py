@@ -1,0 +1,91 @@
+"""Waiting for a sweep's driver: watching what it does, or asking it to stop."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.live import Live as Screen
+from rich.text import Text
+
+from sweeper.durable import write_atomically
+from sweeper.status.live import read_live
+from sweeper.status.summary import Status
+from sweeper.status.text import status_line, status_lines
+from sweeper.sweep_dir import SweepDir
+
+SCREEN_SECONDS = 2.0
+LINE_SECONDS = 30.0
+STOP_SECONDS = 1.0
+
+Pause = Callable[[float], None]
+
+
+def watch(
+    place: str, status: Callable[[], Status], stream: TextIO, pause: Pause = time.sleep
+) -> None:
+    """Show a status until its sweep is not driven any more.
+
+    On a terminal it is redrawn in place; elsewhere it is a line now and then, and at the end.
+    """
+    console = Console(file=stream, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        while (found := status()).driver is not None:
+            print(status_line(found), file=stream, flush=True)
+            pause(LINE_SECONDS)
+        print(*status_lines(place, found), sep="\n", file=stream)
+        return
+    with Screen(console=console, auto_refresh=False, vertical_overflow="visible") as screen:
+        while True:
+            found = status()
+            screen.update(Text("\n".join(status_lines(place, found))), refresh=True)
+            if found.driver is None:
+                return
+            pause(SCREEN_SECONDS)
+
+
+def stop(folder: SweepDir, say: Callable[[str], None], pause: Pause = time.sleep) -> bool:
+    """Ask the driver to drain, and wait until it has gone; whether there was one.
+
+    The request is a file, which the driver looks for, so that it reaches any host; it says whom
+    it is for, and is removed when that driver has gone.
+    """
+    driver = folder.driver()
+    if driver is None:
+        folder.stop_request.unlink(missing_ok=True)
+        return False
+    request = {"t": time.time(), "host": driver.get("host"), "pid": driver.get("pid")}
+    write_atomically(folder.stop_request, json.dumps(request).encode())
+    say(
+        f"asked process {driver.get('pid', '?')} on {driver.get('host', '?')} to stop: "
+        "its trials checkpoint, then it ends"
+    )
+    said = ""
+    while _is_there(folder, driver):
+        if (text := _awaited(folder, driver)) != said:
+            say(text)
+            said = text
+        pause(STOP_SECONDS)
+    folder.stop_request.unlink(missing_ok=True)
+    return True
+
+
+def _is_there(folder: SweepDir, driver: Mapping[str, Any]) -> bool:
+    """Whether it is still this driver that holds the directory."""
+    found = folder.driver()
+    return found is not None and (not found or found.get("pid") == driver.get("pid"))
+
+
+def _awaited(folder: SweepDir, driver: Mapping[str, Any]) -> str:
+    """What the driver is waiting for."""
+    live = read_live(folder.live, driver)
+    if live is None or not live.running:
+        return "waiting for the driver to end"
+    shown = [
+        f"{trial} on {found.get('host', '?')}" for trial, found in list(live.running.items())[:3]
+    ]
+    more = f" and {len(live.running) - 3:,} more" if len(live.running) > 3 else ""
+    return f"waiting for {', '.join(shown)}{more}"

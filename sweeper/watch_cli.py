@@ -1,0 +1,199 @@
+"""The commands that show a sweep and stop it: status, failures, logs, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sweeper.chosen import Ids, Selectors, States, Where, chosen, find_trial
+from sweeper.errors import SweeperError
+from sweeper.plan import planned_configs
+from sweeper.sweep_dir import SweepDir
+
+POLL_SECONDS = 1.0  # between two looks at a log that is followed
+BUCKET_SECONDS = 10.0  # the same in a bucket, where a log is written anew each half-minute
+
+Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep directory, e.g. runs/digits.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Parts = Mapping[str, bytes]  # of a log, by name
+
+
+def status(
+    directory: Dir,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on showing it until the sweep is not driven.")
+    ] = False,
+    where: Where = None,
+    id_: Ids = None,
+    state: States = None,
+    as_json: Json = False,
+) -> None:
+    """Show how far the sweep in DIR is. Changes nothing."""
+    from sweeper.status.summary import Watch
+    from sweeper.status.text import status_lines
+    from sweeper.status.watch import watch as show
+
+    if watch and as_json:
+        hint = "ask for `sweeper status DIR --json` as often as you like"
+        raise SweeperError("--watch", "given with --json", "one of the two", hint)
+    folder = SweepDir(directory)
+    seen = Watch(folder, _chosen(folder, Selectors.of(where, id_, state)))
+    if watch:
+        with _left("left the watch; the sweep goes on"):
+            show(str(directory), seen.status, sys.stdout)
+    elif as_json:
+        _print_json(dataclasses.asdict(seen.status()))
+    else:
+        print(*status_lines(str(directory), seen.status()), sep="\n")
+
+
+def failures(
+    directory: Dir,
+    where: Where = None,
+    id_: Ids = None,
+    state: States = None,
+    as_json: Json = False,
+) -> None:
+    """Show what failed in DIR, alike failures together, and what to do. Changes nothing."""
+    from sweeper.status.report import N_GROUPS, report_lines, reports
+    from sweeper.status.states import Sight
+
+    folder = SweepDir(directory).require()
+    only = _chosen(folder, Selectors.of(where, id_, state))
+    seen = Sight(folder).look()
+    found, n_groups = reports(
+        folder, seen, None if only is None else set(only), None if as_json else N_GROUPS
+    )
+    if as_json:
+        _print_json([report.fields() for report in found])
+    elif found:
+        print(*report_lines(str(directory), found, n_groups), sep="\n")
+    else:
+        print(f"{directory}: no failures")
+
+
+def logs(
+    directory: Dir,
+    trial: Annotated[
+        str, typer.Argument(metavar="TRIAL", help="A trial's id, or the beginning of one.")
+    ],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on printing until the trial ends.")
+    ] = False,
+    lines: Annotated[
+        int | None, typer.Option("--lines", "-n", min=0, help="Only so many, the last ones.")
+    ] = None,
+) -> None:
+    """Print the log of TRIAL, all attempts one after another."""
+    from sweeper.journal import Tally
+    from sweeper.plan import planned_ids
+    from sweeper.status.logs import last_lines
+    from sweeper.store.root import Root
+
+    folder = SweepDir(directory).require()
+    root, tally = Root(folder.root()), Tally.read(folder.status, folder.journal)
+    known = dict.fromkeys([*planned_ids(folder.plan), *tally.trials])
+    trial_id = find_trial(trial, known, "TRIAL")
+    label = tally.trials.get(trial_id, {}).get("label", trial_id)  # its id of an older schema
+
+    def parts() -> Parts:
+        return {**root.log_parts(label), **root.log_parts(trial_id)}
+
+    if follow:
+        with _left("left the log; the trial goes on"):
+            _follow(folder, parts, trial_id, lines)
+        return
+    text = b"".join(parts().values()).decode(errors="replace")
+    if not text:
+        _say(f"trial {trial_id} has not logged anything yet")
+    _write(last_lines(text, lines))
+
+
+def stop(directory: Dir) -> None:
+    """Ask the driver of DIR to let its trials checkpoint and end, and wait until it has."""
+    from sweeper.status.summary import read_status
+    from sweeper.status.text import status_line
+    from sweeper.status.watch import stop as ask
+
+    folder = SweepDir(directory).require()
+    with _left("left the wait; the driver stops all the same"):
+        if not ask(folder, _say):
+            _say(f"{directory}: no driver, nothing to stop")
+            return
+        found = read_status(folder)
+        _say(f"stopped: {status_line(found)}")
+        if not found.is_complete:
+            _say(f"`sweeper resume {directory}` goes on from the checkpoints")
+
+
+commands: dict[str, Callable[..., None]] = {
+    "status": status,
+    "failures": failures,
+    "logs": logs,
+    "stop": stop,
+}
+
+
+# --- helping them ---------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    """A message: to standard error, so that standard output stays data."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print_json(fields: Any) -> None:
+    print(json.dumps(fields, indent=1))
+
+
+@contextlib.contextmanager
+def _left(text: str) -> Iterator[None]:
+    """Take Ctrl-C for an end of the waiting alone, and say so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say(text)
+
+
+def _chosen(folder: SweepDir, asked: Selectors) -> list[str] | None:
+    """The planned trials that are asked for; None for all of them."""
+    from sweeper.plan import planned_ids
+    from sweeper.status.states import states_of
+
+    if not asked:
+        return None
+    folder.require()
+    ids = planned_ids(folder.plan)
+    return chosen(asked, ids, lambda: planned_configs(folder.plan), lambda: states_of(folder, ids))
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _follow(folder: SweepDir, log: Callable[[], Parts], trial: str, lines: int | None) -> None:
+    """Print a log until its trial has ended, or nobody is there to go on with it."""
+    from sweeper.status.logs import follow
+    from sweeper.status.states import ENDED, Sight
+
+    sight = Sight(folder, [trial])
+    state = ""
+
+    def is_over() -> bool:
+        nonlocal state
+        seen = sight.look()
+        state = seen.states[trial]
+        return state in ENDED or seen.driver is None
+
+    seconds = BUCKET_SECONDS if "://" in folder.root() else POLL_SECONDS
+    follow(log, lines, _write, is_over, lambda: time.sleep(seconds))
+    _say(f"trial {trial} is {state}")
