@@ -14,6 +14,7 @@ LOOK_SECONDS = 0.2
 LOG_LINES = 10  # of a driver that did not come up
 
 
+_ENDED = (0, 3, 4)  # exit codes of a launch that has run
 _MARK = "SWEEPER_DETACHED"  # set for the process that goes on
 
 
@@ -27,33 +28,44 @@ def detach(folder: SweepDir) -> None:
 
     Raises
     ------
-    SweeperError : it ended before it held the directory, and what it said.
+    SweepDirError : another driver holds the directory.
+    SweeperError : the new one ended before it held it, and what it said.
     """
+    if (driver := folder.driver()) is not None:
+        raise folder.held_by(driver)
     folder.path.mkdir(parents=True, exist_ok=True)
+    # As the script is started: without -P a file here would hide one of Python's own modules.
+    command = [sys.executable, "-P", "-m", "sweeper", *sys.argv[1:]]
     with folder.driver_log.open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "sweeper", *sys.argv[1:], "--yes"],
+            command,
             env=os.environ | {_MARK: "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    _wait_for(folder, child)
-    print(f"process {child.pid} drives it and writes {folder.driver_log}", file=sys.stderr)
-    print(f"`sweeper status {folder.path} --watch` shows it", file=sys.stderr)
-    print(f"`sweeper stop {folder.path}` lets it checkpoint and end", file=sys.stderr)
+    if not _is_driving(folder, child):
+        _say(f"it has ended already; {folder.driver_log} tells how")
+        return
+    _say(f"process {child.pid} drives it and writes {folder.driver_log}")
+    _say(f"`sweeper status {folder.path} --watch` shows it")
+    _say(f"`sweeper stop {folder.path}` lets it checkpoint and end")
 
 
-def _wait_for(folder: SweepDir, child: subprocess.Popen[bytes]) -> None:
-    """Until the child holds the directory, or has ended well because nothing was left to run."""
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _is_driving(folder: SweepDir, child: subprocess.Popen[bytes]) -> bool:
+    """Wait until the child holds the directory; false when it has done so and ended since."""
     while True:
         driver = folder.driver()
         if driver is not None and driver.get("pid") == child.pid:
-            return
+            return True
         code = child.poll()
-        if code == 0:
-            return
+        if code in _ENDED:
+            return False
         if code is not None:
             said = folder.driver_log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:]
             raise SweeperError(

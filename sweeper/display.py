@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Console, Group
@@ -27,7 +27,7 @@ RECENT = 5  # events on the view
 DEVICES_SHOWN = 8
 
 
-@contextmanager
+@contextlib.contextmanager
 def display() -> Iterator[Display]:
     """A display on standard error that keeps working while Ray's talk is redirected."""
     with os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1) as stream:
@@ -51,10 +51,11 @@ class Display:
         self._said: set[str] = set()
 
     def __call__(self, event: Event, counts: Counts) -> None:
-        """Show one event."""
-        for text in self._news(event):
-            self.say(text)
-        self.show(counts)
+        """Show one event; where nothing can be shown any more, the sweep goes on."""
+        with contextlib.suppress(OSError, ValueError):  # a full disk, a closed pipe or terminal
+            for text in self._news(event):
+                self.say(text)
+            self.show(counts)
 
     def _news(self, event: Event) -> Iterator[str]:
         """What is worth a line."""
@@ -94,11 +95,12 @@ class Display:
         """Leave the terminal as it was."""
 
     def left(self, counts: Counts) -> str:
-        """The time that is left, from the share of the work that is done."""
-        if counts.fraction < 1e-3:
+        """The time that is left, from what this launch has done of its work so far."""
+        done = counts.fraction_here
+        if done < 1e-3:
             return "time left unknown"
         elapsed = time.monotonic() - self._started
-        return f"{duration(elapsed / counts.fraction * (1 - counts.fraction))} left"
+        return f"{duration(elapsed / done * (1 - done))} left"
 
 
 def _counted(counts: Counts) -> str:

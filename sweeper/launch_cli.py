@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sweeper.attempt import CHECKPOINT_SECONDS
 from sweeper.background import detach, is_detached
 from sweeper.chosen import Ids, Selectors, States, Where, chosen
 from sweeper.errors import StoreURLError, SweeperError
@@ -103,9 +102,9 @@ def launch(
     slots: Slots = None,
     per_gpu: PerGPU = None,
     time_limit: TimeLimit = None,
-    stalled_after: StalledAfter = "30m",
+    stalled_after: StalledAfter = None,
     stop_after: StopAfter = None,
-    checkpoint_every: CheckpointEvery = CHECKPOINT_SECONDS,
+    checkpoint_every: CheckpointEvery = "60",
     log_to: LogTo = None,
     allow_code_change: AllowCodeChange = False,
     force: Force = False,
@@ -127,7 +126,7 @@ def launch(
         expansion.name,
         text,
         limit=limit,
-        checkpoint_seconds=checkpoint_every,
+        checkpoint_seconds=seconds_of("--checkpoint-every", checkpoint_every, 0),
         allow_code_change=allow_code_change,
         root=_root_of(store),
         stop_after=stop,
@@ -148,9 +147,9 @@ def resume(
     slots: Slots = None,
     per_gpu: PerGPU = None,
     time_limit: TimeLimit = None,
-    stalled_after: StalledAfter = "30m",
+    stalled_after: StalledAfter = None,
     stop_after: StopAfter = None,
-    checkpoint_every: CheckpointEvery = CHECKPOINT_SECONDS,
+    checkpoint_every: CheckpointEvery = "60",
     log_to: LogTo = None,
     allow_code_change: AllowCodeChange = False,
     force: Force = False,
@@ -172,7 +171,7 @@ def resume(
         str(folder.read_manifest().get("name", directory.name)),
         None,
         limit=limit,
-        checkpoint_seconds=checkpoint_every,
+        checkpoint_seconds=seconds_of("--checkpoint-every", checkpoint_every, 0),
         allow_code_change=allow_code_change,
         stop_after=stop,
         rules=rules,
@@ -235,18 +234,26 @@ class _Slots:
         # Not every system can say which processors this process may use.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         n_slots = self.n_slots or max(1, (cores or 1) // threads)
-        if n_gpus := torch.cuda.device_count():
+        n_gpus = torch.cuda.device_count()
+        if self.rules.per_gpu is not None and not n_gpus:
+            found = "this machine has no GPU"
+            raise SweeperError("--per-gpu", found, "a GPU that trials can share, or no such option")
+        if n_gpus:
             n_slots = min(n_slots, n_gpus * (self.rules.per_gpu or max(CHOICES)))
         # Ray starts a process per processor that it is told of, needed or not.
         n_cpus = min(n_slots, n_todo) * threads
         return TuneExecutor(threads, n_slots=self.n_slots, n_cpus=n_cpus)
 
 
-def _rules(per_gpu: int | None, time_limit: str | None, stalled_after: str) -> Rules:
+def _rules(per_gpu: int | None, time_limit: str | None, stalled_after: str | None) -> Rules:
     from sweeper.schedule.rules import Rules
 
-    limit = None if time_limit is None else seconds_of("--time-limit", time_limit)
-    return Rules(per_gpu, {}, limit, seconds_of("--stalled-after", stalled_after))
+    rules = Rules(per_gpu)
+    if time_limit is not None:
+        rules = replace(rules, time_limit=seconds_of("--time-limit", time_limit))
+    if stalled_after is not None:
+        rules = replace(rules, stalled_after=seconds_of("--stalled-after", stalled_after))
+    return rules
 
 
 def _narrowed(made: Plan, folder: SweepDir, asked: Selectors) -> Plan:
@@ -352,10 +359,7 @@ def _drive(folder: SweepDir, made: Plan, wanted: Launch, slots: _Slots, consent:
     wanted = replace(wanted, log_to=check_trackers(wanted.log_to, root))
     _check_room(made, root, consent.force)
     n_todo = min(len(made.todo), wanted.limit or len(made.todo))
-    _say(
-        f"{folder.path}: {len(made.trials)} trials, "
-        f"{len(made.trials) - len(made.todo)} complete, {n_todo} to run"
-    )
+    _say(f"{folder.path}: {len(made.trials)} trials, {made.n_complete} complete, {n_todo} to run")
     if n_todo and not consent.yes:
         _ask()
     if consent.detach and not is_detached():
@@ -383,7 +387,10 @@ def _conclude(folder: SweepDir, counts: Counts, took: str) -> None:
     if counts.n_failed:
         _say(f"{counts.n_failed} failed; `sweeper failures {folder.path}` tells why")
     if counts.halt is not None:
-        _say(f"stopped after {counts.halt.n_failed} failures alike in a row")
+        _say(
+            f"stopped after {counts.halt.n_failed} failures alike in a row; launching again runs "
+            "all others first, and `--where` leaves these out"
+        )
         raise typer.Exit(EXIT_STOPPED)
     if counts.n_ended < counts.n_todo:
         _say(f"stopped; `sweeper resume {folder.path}` goes on from the checkpoints")

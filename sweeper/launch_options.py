@@ -81,11 +81,11 @@ TimeLimit = Annotated[
     str | None, typer.Option("--time-limit", metavar="TIME", help="Fail a trial that takes longer.")
 ]
 StalledAfter = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--stalled-after",
         metavar="TIME",
-        help="Replace a worker that makes no step for so long, and for ten epochs.",
+        help="Replace a worker that makes no step for so long, and for ten epochs. Default: 30m.",
     ),
 ]
 StopAfter = Annotated[
@@ -102,26 +102,26 @@ LogTo = Annotated[
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Run at most this many trials.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before running.")]
 CheckpointEvery = Annotated[
-    float, typer.Option("--checkpoint-every", min=0, help="Seconds between checkpoints of a trial.")
+    str, typer.Option("--checkpoint-every", metavar="TIME", help="Between a trial's checkpoints.")
 ]
 AllowCodeChange = Annotated[
     bool, typer.Option("--allow-code-change", help="Mix trials of two versions of a plug-in.")
 ]
 
 
-_TIME = re.compile(r"(?:(\d+(?:\.\d+)?)\s*([dhms]?))+")
+_PART = r"([0-9]+(?:\.[0-9]+)?)([dhms]?)"
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
 
 
-def seconds_of(option: str, text: str) -> float:
+def seconds_of(option: str, text: str, at_least: float = 1.0) -> float:
     """The seconds of `90`, `55m`, `1h30m`, `2d`.
 
     Raises
     ------
-    SweeperError : it is no such time, or none at all.
+    SweeperError : it is no such time, or a shorter one than is allowed.
     """
-    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms]?)", text)
+    parts = re.findall(_PART, text)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if not _TIME.fullmatch(text) or not seconds:
+    if not re.fullmatch(f"(?:{_PART})+", text) or seconds < at_least:
         raise SweeperError(option, f"`{text}`", "a time such as `90`, `55m`, `1h30m` or `2d`")
     return seconds

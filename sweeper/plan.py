@@ -60,12 +60,14 @@ class Plan:
     trials : all of them, in the grid's order.
     todo : those that are not complete, in the order in which they run (see `make_plan`).
     sizes, shapes : of `trials`.
+    n_complete : how many of them are complete; `todo` may be narrowed down further.
     """
 
     trials: tuple[Trial, ...]
     todo: tuple[Trial, ...]
     sizes: tuple[Size, ...]
     shapes: tuple[str, ...]
+    n_complete: int = 0
 
     @property
     def work(self) -> PlannedWork:
@@ -132,7 +134,7 @@ def make_plan(
     shapes = tuple(shape_of(trial.config) for trial in ordered)
     left = [i for i, trial in enumerate(ordered) if trial.trial_id not in complete]
     todo = tuple(ordered[i] for i in _longest_first(left, shapes, [size.work for size in sizes]))
-    return Plan(ordered, todo, sizes, shapes)
+    return Plan(ordered, todo, sizes, shapes, len(ordered) - len(todo))
 
 
 def _longest_first(

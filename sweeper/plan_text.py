@@ -80,7 +80,7 @@ def _grid_rows(expansion: Expansion) -> Rows:
 
 def _launch_rows(made: Plan, folder: SweepDir, root: str) -> Rows:
     """What is left to run, and what it will take."""
-    yield f"{folder.path}", f"{len(made.trials) - len(made.todo):,} complete"
+    yield f"{folder.path}", f"{made.n_complete:,} complete"
     if root != str(folder.path):
         yield "  store", root
     yield "  to run", _counted(len(made.todo), "trial")

@@ -107,10 +107,10 @@ class SweepDir:
         self.path.mkdir(parents=True, exist_ok=True)
         with self._lock.open("a+", encoding="utf-8") as file:
             if not _take(file):
-                raise self._held(_read_holder(file))
+                raise self.held_by(_read_holder(file))
             holder = _read_holder(file)
             if _is_alive_elsewhere(holder, self._lock):
-                raise self._held(holder)
+                raise self.held_by(holder)
             _write_holder(file, {"host": socket.gethostname(), "pid": os.getpid()})
             stop = threading.Event()
             beat = threading.Thread(target=_beat, args=(self._lock, stop), daemon=True)
@@ -122,7 +122,8 @@ class SweepDir:
                 beat.join()
                 _write_holder(file, {})
 
-    def _held(self, holder: Mapping[str, Any]) -> SweepDirError:
+    def held_by(self, holder: Mapping[str, Any]) -> SweepDirError:
+        """The error that another driver holds the directory."""
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
         return SweepDirError(
             str(self.path),

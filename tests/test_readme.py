@@ -106,3 +106,14 @@ def test_readme_names_every_entry_of_every_axis():
     table = re.search(r"## What a trial can be\n(.*?)\n## ", README, re.DOTALL)[1]
     for axis, names in BUILT_IN.items():
         assert [name for name in names if f"`{name}`" not in table] == [], axis
+
+
+def test_the_tests_that_are_named_as_answers_exist():
+    page = (ROOT / "tests" / "README.md").read_text()
+    named = set(re.findall(r"`(test_\w+|Test\w+)`", page))
+    assert len(named) > 20
+    found = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    missing = {name for name in named if not re.search(rf"\b(def )?{name}\b( =|\()", found)}
+    assert not missing
+    for path in re.findall(r"`(tests/[\w/]+\.py)`", page):
+        assert (ROOT / path).is_file(), path

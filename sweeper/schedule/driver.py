@@ -9,13 +9,14 @@ import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sweeper.attempt import CHECKPOINT_SECONDS, Order
 from sweeper.config import SCHEMA_VERSION, Flat, TrialConfig, content_id, upgrade
 from sweeper.durable import PARTIAL, write_atomically
 from sweeper.errors import SweepDirError, UnavailableStoreError
 from sweeper.grid import Trial
-from sweeper.journal import Journal
+from sweeper.journal import Journal, Tally
 from sweeper.plan import Plan, plug_in_hashes, write_plan
 from sweeper.schedule.executor import Event, Executor
 from sweeper.schedule.rules import Rules
@@ -42,7 +43,6 @@ class Launch:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     allow_code_change: bool = False
     root: str | None = None  # of the store, where it is not the sweep's own
-    only: Collection[str] | None = None  # the trials that were asked for; None for all
     stop_after: float | None = None  # seconds, before it drains
     rules: Rules = field(default_factory=Rules)
     log_to: tuple[str, ...] = ()  # names of trackers
@@ -101,7 +101,7 @@ def drive(
         _check_code(folder, hashes, launch)
         root = Root(folder.root(launch.root))
         store, complete = _remove_leftovers(folder, root)
-        todo = _todo(plan, launch, complete)
+        todo = _todo(plan, launch, complete, Tally.read(folder.status, folder.journal))
         _write_down(folder, plan, launch, hashes)
         works = dict(zip(plan.work.ids, plan.work.works, strict=True))
         counts = Counts({trial.trial_id: works[trial.trial_id] for trial in todo})
@@ -129,14 +129,18 @@ def drive(
     return counts
 
 
-def _todo(plan: Plan, launch: Launch, complete: Collection[str]) -> list[Trial]:
-    """What this launch runs: what is not complete, was asked for, and is within its limit."""
-    left = [
-        trial
-        for trial in plan.todo
-        if trial.trial_id not in complete and (launch.only is None or trial.trial_id in launch.only)
-    ]
+def _todo(plan: Plan, launch: Launch, complete: Collection[str], tally: Tally) -> list[Trial]:
+    """What this launch runs: what is not complete, within its limit, what failed before at last.
+
+    Else ten that fail alike would stop every launch before the others are reached.
+    """
+    left = [trial for trial in plan.todo if trial.trial_id not in complete]
+    left.sort(key=lambda trial: _has_failed(tally.trials.get(trial.trial_id, {})))
     return left[: launch.limit]
+
+
+def _has_failed(found: Mapping[str, Any]) -> bool:
+    return found.get("state") in ("failed", "retried")
 
 
 def _reason(counts: Counts) -> dict[str, str]:

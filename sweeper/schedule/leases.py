@@ -22,7 +22,11 @@ from sweeper.schedule.rules import Rules
 
 DEAF_SECONDS = 30.0  # between two polls: the queue, not the slots, was away
 BARREN_DEATHS = 5  # of a slot that never asked in between: it cannot start
+PROCESSES_KEPT = 16  # of a slot: one that is older than so many has long been dead
 LEASE_SECONDS = 120.0  # without a sign of life from its slot, before an order is given to another
+
+_Run = tuple[str, int]  # orders of a shape that stand in line together
+_LAST = -1  # the run of what has been tried
 
 Answer = Order | Literal["wait", "leave"]
 
@@ -68,15 +72,17 @@ class Leases:
         has_gpus: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._waiting: dict[str, deque[Order]] = {}
-        for order in orders:
-            self._waiting.setdefault(order.shape, deque()).append(order)
+        self._waiting: dict[_Run, deque[Order]] = {}
+        runs = itertools.groupby(orders, key=lambda order: order.shape)
+        for i, (shape, of_shape) in enumerate(runs):
+            self._waiting[shape, i] = deque(of_shape)
         self._later: list[tuple[float, int, Order]] = []  # a heap of what backs off
         self._sequence = itertools.count()
         self._held: dict[int, _Held] = {}
-        self._processes: dict[int, list[str]] = {}  # of each slot, the newest last
+        self._processes: dict[int, deque[str]] = {}  # of each slot, the newest last
         self._deaths: Counter[int] = Counter()  # of each slot since it last asked
         self._barren = ""
+        self._doomed: dict[int, str] = {}  # of each slot the process that is to be killed
         self._condemned: set[int] = set()  # slots whose process is to be killed
         self._has_gpus, self._clock = has_gpus, clock
         self._packing, self._patience = Packing(rules), Patience(rules)
@@ -94,7 +100,7 @@ class Leases:
         ----------
         per_gpu : how many slots of this size share a GPU.
         """
-        if not self._is_newest(slot, process):
+        if self._doomed.get(slot) == process or not self._is_newest(slot, process):
             return "leave"
         self._deaths.pop(slot, None)
         if slot in self._held:
@@ -102,9 +108,9 @@ class Leases:
         if self._draining:
             return "leave"
         self._wake()
-        shape = self._choose(per_gpu)
-        if shape is not None:
-            return self._give(slot, process, shape, per_gpu)
+        run = self._choose(per_gpu)
+        if run is not None:
+            return self._give(slot, process, run, per_gpu)
         if self._waiting:  # for slots of another size: this one makes room for them
             return "leave"
         return "wait" if self._held or self._later else "leave"
@@ -128,8 +134,9 @@ class Leases:
     ) -> None:
         """Take a slot's event; an outcome or failure ends the lease of the trial it names.
 
-        One that comes late, from a process that was taken for dead, counts while the order still
-        waits; afterwards its new holder answers for it.
+        An outcome that comes late, from a process that was taken for dead, counts while the order
+        still waits; afterwards its new holder answers for it. A late failure is none: that the
+        process was lost has counted.
 
         Parameters
         ----------
@@ -139,6 +146,8 @@ class Leases:
         if isinstance(event, Progress):
             if is_holder:
                 self._take_progress(self._held[slot].order, event)
+        elif isinstance(event, Failure) and not is_holder:
+            return
         elif isinstance(event, Waiting):
             self._patience.lives(event.trial_id, self._clock())
             self._events.append(event)
@@ -171,7 +180,7 @@ class Leases:
     def died(self, slot: int, reason: str) -> None:
         """A slot's process has died, as its keeper knows."""
         self._deaths[slot] += 1
-        if self._deaths[slot] >= BARREN_DEATHS:
+        if self._deaths[slot] >= BARREN_DEATHS and not self._held:  # else it is this node alone
             self._barren = reason
         if slot in self._held:
             self._lose(slot, reason)
@@ -183,16 +192,20 @@ class Leases:
             trial_id = held.order.trial_id
             stalled = self._patience.stalled(trial_id, now)
             if self._patience.is_over_limit(trial_id, now):
-                self._condemned.add(slot)
+                self._condemn(slot)
                 self._exceed(slot)
             elif stalled is not None:
-                self._condemned.add(slot)
+                self._condemn(slot)
                 self._lose(slot, f"no step for {stalled:.0f} s: it was taken to hang")
             elif now - held.spoke > LEASE_SECONDS:
-                self._condemned.add(slot)
+                self._condemn(slot)
                 self._lose(slot, f"no sign of life for {now - held.spoke:.0f} s")
         condemned, self._condemned = sorted(self._condemned), set()
         return condemned
+
+    def _condemn(self, slot: int) -> None:
+        self._condemned.add(slot)
+        self._doomed[slot] = self._held[slot].process
 
     def take_events(self) -> list[Event]:
         """The events since the last call, oldest first."""
@@ -211,7 +224,7 @@ class Leases:
         """How many orders of each share could start now and how many run, in their order."""
         self._wake()
         ready: Counter[int] = Counter()
-        for shape, orders in self._waiting.items():
+        for (shape, _), orders in self._waiting.items():
             ready[self._per_gpu(shape)] += len(orders)
         running = Counter(held.order.per_gpu for held in self._held.values())
         if self._draining:
@@ -223,26 +236,26 @@ class Leases:
     def _per_gpu(self, shape: str) -> int:
         return self._packing.per_gpu(shape) if self._has_gpus else 1
 
-    def _choose(self, per_gpu: int) -> str | None:
-        """The first shape that waits for a slot of this size; else a single order for a smaller."""
+    def _choose(self, per_gpu: int) -> _Run | None:
+        """The first run that waits for a slot of this size; else a single order for a smaller."""
         smaller = []
-        for shape in self._waiting:
-            needed = self._per_gpu(shape)
+        for run in self._waiting:
+            needed = self._per_gpu(run[0])
             if needed == per_gpu:
-                return shape
+                return run
             if needed > per_gpu:
-                smaller.append(shape)
+                smaller.append(run)
         # Several orders for smaller shares are better off with such slots in this one's place.
         is_single = len(smaller) == 1 and len(self._waiting[smaller[0]]) == 1
         return smaller[0] if is_single else None
 
-    def _give(self, slot: int, process: str, shape: str, per_gpu: int) -> Order:
-        order = replace(self._waiting[shape].popleft(), per_gpu=per_gpu)
-        if not self._waiting[shape]:
-            del self._waiting[shape]
+    def _give(self, slot: int, process: str, run: _Run, per_gpu: int) -> Order:
+        order = replace(self._waiting[run].popleft(), per_gpu=per_gpu)
+        if not self._waiting[run]:
+            del self._waiting[run]
         now = self._clock()
         self._held[slot] = _Held(order, process, now)
-        self._patience.begins(order.trial_id, shape, now)
+        self._patience.begins(order.trial_id, order.shape, now)
         return order
 
     def _is_holder(self, slot: int, trial_id: str, process: str | None) -> bool:
@@ -266,24 +279,32 @@ class Leases:
         yield from (order for _, _, order in self._later)
 
     def _withdraw(self, order: Order) -> None:
-        waiting = self._waiting.get(order.shape, deque())
-        if order in waiting:
-            waiting.remove(order)
-            if not waiting:
-                del self._waiting[order.shape]
-            return
+        for run, orders in self._waiting.items():
+            if order in orders:
+                orders.remove(order)
+                if not orders:
+                    del self._waiting[run]
+                return
         self._later = [entry for entry in self._later if entry[2] != order]
         heapq.heapify(self._later)
 
     def _wake(self) -> None:
-        """Put what has backed off for long enough back in line."""
+        """Put what has backed off for long enough back in line, at its end."""
         while self._later and self._later[0][0] <= self._clock():
             order = heapq.heappop(self._later)[2]
-            self._waiting.setdefault(order.shape, deque()).append(order)
+            self._waiting.setdefault((order.shape, _LAST), deque()).append(order)
+
+    def _put_first(self, order: Order) -> None:
+        """Put an order at the head of the line."""
+        run = next(iter(self._waiting), None)
+        if run is None or run[0] != order.shape:
+            run = order.shape, -2 - next(self._sequence)  # like no other
+            self._waiting = {run: deque(), **self._waiting}
+        self._waiting[run].appendleft(order)
 
     def _is_newest(self, slot: int, process: str) -> bool:
         """Whether the process is the slot's newest: one not seen before is."""
-        known = self._processes.setdefault(slot, [])
+        known = self._processes.setdefault(slot, deque(maxlen=PROCESSES_KEPT))
         if process not in known:
             known.append(process)
         return known[-1] == process
@@ -306,11 +327,12 @@ class Leases:
         stopped = outcome.state == "stopped"
         self._patience.ends(order.trial_id, self._clock(), for_good=not stopped)
         self._events.append(outcome)
+        self._deaths.clear()
         if not stopped:
             self._retries.forget(order.trial_id)
             self._breaker.completed()
         elif not self._draining:  # its machine asked the worker to leave
-            self._waiting.setdefault(order.shape, deque()).appendleft(order)
+            self._put_first(order)
 
     def _fail(self, order: Order, failure: Failure) -> None:
         now = self._clock()

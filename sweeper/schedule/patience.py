@@ -40,9 +40,11 @@ class Patience:
         self._watched[trial_id] = _Watched(shape, now, now)
 
     def lives(self, trial_id: str, now: float) -> None:
-        """The attempt waits for something outside of it, and says so."""
-        if trial_id in self._watched:
-            self._watched[trial_id].moved = now
+        """The attempt waits for something outside of it, and says so; that is not its time."""
+        watched = self._watched.get(trial_id)
+        if watched is not None:
+            watched.began += now - watched.moved
+            watched.moved = now
 
     def reports(self, progress: Progress, now: float) -> None:
         """The attempt says how far it is."""

@@ -53,6 +53,7 @@ class Counts:
     n_stopped: int = 0
     n_retried: int = 0
     work_done: float = 0.0  # of the trials that have ended
+    work_before: float = 0.0  # that earlier launches did of the trials that this one went on with
     running: dict[str, Running] = field(default_factory=dict)
     halt: Halt | None = None
 
@@ -74,11 +75,22 @@ class Counts:
         """How much of the launch's work is done, trials in progress included: 0 to 1."""
         if not self._work:
             return self.n_ended / self.n_todo if self.n_todo else 1.0
-        done = sum(
-            self.works.get(trial, 0.0) * now.said.step / max(now.said.n_steps, 1)
-            for trial, now in self.running.items()
-        )
-        return min((self.work_done + done) / self._work, 1.0)
+        return min(self._done / self._work, 1.0)
+
+    @property
+    def fraction_here(self) -> float:
+        """How much of what this launch found to do is done: 0 to 1."""
+        left = self._work - self.work_before
+        return min((self._done - self.work_before) / left, 1.0) if left > 0 else self.fraction
+
+    @property
+    def _done(self) -> float:
+        steps = ((trial, now.said.step, now.said.n_steps) for trial, now in self.running.items())
+        return self.work_done + sum(self.part(*each) for each in steps)
+
+    def part(self, trial_id: str, step: int, n_steps: int) -> float:
+        """The work of a trial up to a step."""
+        return self.works.get(trial_id, 0.0) * step / max(n_steps, 1)
 
 
 class Scribe:
@@ -103,6 +115,7 @@ class Scribe:
         self._folder, self._root, self._journal = folder, root, journal
         self._counts, self._executor = counts, executor
         self._on_event, self._should_stop = on_event, should_stop
+        self._begun: set[str] = set()  # trials that this launch has worked on
         self._saved, self._save_seconds, self._shown = time.monotonic(), 0.0, float("-inf")
 
     def write(self, event: str, **fields: Any) -> None:
@@ -151,6 +164,9 @@ class Scribe:
         if known is not None and known.said.attempt == said.attempt:
             known.said, known.beat = said, now
             return
+        if said.trial_id not in self._begun:
+            self._begun.add(said.trial_id)
+            self._counts.work_before += self._counts.part(said.trial_id, said.step, said.n_steps)
         self._counts.running[said.trial_id] = Running(said, said.step, now, now)
         self.write(
             "started",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,10 +50,16 @@ class Stop:
 
 @contextlib.contextmanager
 def stopping(request: Path, after: float | None) -> Iterator[Stop]:
-    """Drain at the first SIGINT, SIGTERM or SIGUSR1; a second SIGINT kills. No request is left."""
-    request.unlink(missing_ok=True)  # one that came too late for the driver before
+    """Drain at the first SIGINT, SIGTERM, SIGUSR1 or SIGHUP; a second SIGINT kills.
+
+    No request is left behind. One that names another process is of a driver before this one.
+    """
+    if not _is_for_us(request):
+        request.unlink(missing_ok=True)
     stop = Stop(request, after)
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` would have it
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, stop.signalled) for number in numbers}
     try:
         yield stop
@@ -59,3 +67,12 @@ def stopping(request: Path, after: float | None) -> Iterator[Stop]:
         for number, handler in before.items():
             signal.signal(number, handler)
         request.unlink(missing_ok=True)
+
+
+def _is_for_us(request: Path) -> bool:
+    try:
+        found = json.loads(request.read_bytes())
+    except (OSError, ValueError):
+        return False
+    ours = {"host": socket.gethostname(), "pid": os.getpid()}
+    return isinstance(found, dict) and ours.items() <= found.items()

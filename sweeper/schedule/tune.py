@@ -102,13 +102,14 @@ class TuneExecutor:
         if not orders:
             return
         os.environ.update(_TUNE_SETTINGS)
-        with tempfile.TemporaryDirectory(prefix="sweeper-") as scratch, _quiet(Path(scratch)):
+        with _scratch() as scratch, _quiet(Path(scratch)):
             import ray
 
             self._connect()
             try:
                 self._count()
-                self._has_gpus = self.n_gpus > 0 or rules.per_gpu is not None
+                self._check_room(rules)
+                self._has_gpus = self.n_gpus > 0 or (self._is_to_grow and bool(rules.per_gpu))
                 queue = _make_queue(orders, rules, self._has_gpus)
                 self._serve(queue, on_event, should_stop, Path(scratch))
             finally:
@@ -116,10 +117,13 @@ class TuneExecutor:
 
     def _connect(self) -> None:
         """Start or join the cluster; the process's signals stay as they are."""
+        quiet = {"log_to_driver": False, "logging_level": "error"}
+        with _signals_kept():
+            self._init(quiet)
+
+    def _init(self, quiet: dict[str, Any]) -> None:
         import ray
 
-        before = signal.getsignal(signal.SIGTERM)
-        quiet = {"log_to_driver": False, "logging_level": "error"}
         if self._address == "local":
             ray.init(
                 address="local",
@@ -131,9 +135,29 @@ class TuneExecutor:
         else:
             _check_answers(self._address)
             environment = {"env_vars": dict(MALLOC_SETTINGS)}
-            ray.init(address=self._address, runtime_env=environment, **quiet)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray's would end the driver on the spot
+            try:
+                ray.init(address=self._address, runtime_env=environment, **quiet)
+            except (ConnectionError, ValueError) as error:
+                first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                raise _no_cluster(self._address, first) from error
+
+    @property
+    def _is_to_grow(self) -> bool:
+        """Whether more is asked for of a cluster than it may have at the moment."""
+        return self._address != "local" and self._asked is not None
+
+    def _check_room(self, rules: Rules) -> None:
+        """Refuse to wait for ever for a slot that has no place, or to leave out its GPU."""
+        if rules.per_gpu and not self.n_gpus and not self._is_to_grow:
+            hint = "`--slots N` waits for nodes of a cluster that grows"
+            raise SweeperError("--per-gpu", "the cluster has no GPU", "one at least", hint)
+        if self.n_slots == 0 and not self._is_to_grow:
+            raise ClusterError(
+                "ray",
+                f"no node has {self._threads} processors for a slot",
+                "at least one such node",
+                "`--slots N` waits for nodes of a cluster that grows",
+            )
 
     def _count(self) -> Devices:
         """What the cluster has at the moment, or what it was asked to grow to.
@@ -166,10 +190,11 @@ class TuneExecutor:
         finally:
             placement.end()
             placing.join(END_SECONDS)
+        if is_done:
+            return  # whatever Tune then met on its way out
         if placing.failure is not None:
             raise placing.failure
-        if not is_done:
-            raise ClusterError("ray", "Tune ended before the sweep did", hint=_GO_ON)
+        raise ClusterError("ray", "Tune ended before the sweep did", hint=_GO_ON)
 
     def _watch(
         self,
@@ -200,6 +225,38 @@ class TuneExecutor:
         return False
 
 
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Start Ray without giving the process's signals to it, and let it survive the terminal.
+
+    Ray's own handler of SIGTERM would end the driver on the spot. What it starts ignores SIGHUP:
+    when a terminal is closed the driver has it checkpoint and ends it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder for what Tune and Ray say; that it cannot be emptied at once is no error."""
+    with tempfile.TemporaryDirectory(prefix="sweeper-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def _no_cluster(address: str, found: str) -> SweeperError:
+    hint = "`ray status` on the cluster's head tells whether it is up"
+    where = f"no cluster at `{address}` ({found})"
+    return SweeperError("--address", where, "`auto`, or the `host:port` of a Ray cluster", hint)
+
+
 def _check_answers(address: str) -> None:
     """Refuse an address where nothing answers, for which Ray would wait a minute twenty times."""
     host, _, port = address.rpartition(":")
@@ -208,9 +265,7 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
-        hint = "`ray status` on the cluster's head tells whether it is up"
-        found = f"nothing answers at `{address}` ({error})"
-        raise ClusterError("--address", found, "the `host:port` of a Ray cluster", hint) from error
+        raise _no_cluster(address, f"nothing answers: {error}") from error
 
 
 def _make_queue(orders: Sequence[Order], rules: Rules, has_gpus: bool) -> Any:

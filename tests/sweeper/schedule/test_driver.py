@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from sweeper import trial as trial_module
 from sweeper.attempt import Order, Outcome, Progress
+from sweeper.errors import ConfigError
 from sweeper.grid import Trial
 from sweeper.plan import make_plan
 from sweeper.schedule.driver import Launch, complete_trials, drive
@@ -27,9 +29,15 @@ from sweeper.trial import run_attempt, size_of
 
 
 def go(
-    folder: SweepDir, trials: list[Trial], runner: Callable[..., Outcome], **asked: Any
+    folder: SweepDir,
+    trials: list[Trial],
+    runner: Callable[..., Outcome],
+    only: Collection[str] | None = None,
+    **asked: Any,
 ) -> Counts:
     plan = make_plan(trials, complete_trials(folder.root()), size_of)
+    if only is not None:  # as the selectors narrow a plan down
+        plan = replace(plan, todo=tuple(t for t in plan.todo if t.trial_id in only))
     launch = Launch("x", "name: x\n", **asked)
     return drive(folder, plan, launch, LocalExecutor(runner), lambda *_: None)
 
@@ -142,6 +150,26 @@ def test_only_what_was_asked_for_is_run(tmp_path: Path, make_trial: Callable[...
 
     assert go(folder, trials, pretend, only=asked, limit=1).n_todo == 1
     assert go(folder, trials, pretend, only=()).n_todo == 0
+
+
+def test_what_failed_before_is_run_last_so_that_it_does_not_bar_the_others(
+    tmp_path: Path, make_trial: Callable[..., Trial]
+):
+    folder = SweepDir(tmp_path / "sweep")
+    bad = [make_trial("cnn", seed=seed) for seed in range(12)]
+    good = [make_trial("fc", seed=seed) for seed in range(3)]
+    broken = {trial.trial_id for trial in bad}
+
+    def run(order: Order, should_stop: object, on_progress: Callable[..., None]) -> Outcome:
+        if order.trial_id in broken:
+            raise ConfigError("model", "cannot be built")
+        return pretend(order, should_stop, on_progress)
+
+    first = go(folder, bad + good, run)  # the longest first, and these are
+    assert (first.n_failed, first.n_complete) == (10, 0)
+    assert first.halt is not None
+    second = go(folder, bad + good, run)
+    assert second.n_complete == 3
 
 
 def test_a_launch_says_how_it_began_and_how_it_ended(

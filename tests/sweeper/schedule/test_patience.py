@@ -145,3 +145,14 @@ def test_what_has_ended_is_not_remembered():
             patience.begins(f"t{i}", "a", 0.0)
             patience.ends(f"t{i}", 1.0, for_good=is_last)
     assert kept == [len(value) for value in vars(patience).values() if hasattr(value, "__len__")]
+
+
+def test_time_spent_waiting_for_room_is_not_the_trial_s():
+    patience = begun(time_limit=100.0)
+    patience.reports(says(step=1), 60.0)
+    for second in range(65, 1000, 5):  # as a full disk has it say
+        patience.lives("t1", float(second))
+        assert not patience.is_over_limit("t1", float(second))
+    patience.reports(says(step=2), 1000.0)
+    assert not patience.is_over_limit("t1", 1030.0)
+    assert patience.is_over_limit("t1", 1041.0)
