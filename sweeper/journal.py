@@ -13,7 +13,8 @@ failed     the same without delay: not run again in this launch
 stopped    trial, attempt, seconds, steps: drained, checkpointed, to be resumed
 requeued   trial: taken out of the store as damaged, to be run again
 packed     shape, per_gpu, reason, peak_bytes, device_bytes: how trials of a shape share a GPU
-ended      reason (complete, failures, stopped or halted); signature, where halted
+ended      reason (complete, failures, stopped or halted), n_slots, n_gpus; signature, where
+           halted
 lost       trial: its worker died; it is run again (in older journals only)
 =========  ==============================================================================
 """
@@ -123,7 +124,9 @@ class Tally:
 
     `trials` holds for each trial its `state` (`running`, `complete`, `diverged`, `failed`,
     `retried`, `lost`, `stopped` or `requeued`), `t` of its last event, and of the rest of that
-    event what tells how the trial is; what its last attempt failed of stays while it is run again.
+    event what tells how the trial is; what its last attempt failed of stays while it is run again,
+    and until it has ended `seconds` and `steps` of its last attempt that was measured, and `step`,
+    the last optimizer step that it is known to have behind it (of a running one, where it began).
     `packed` holds how many trials of each shape share a GPU, `hosts` where attempts were made, and
     `offset` is where in the journal the tally ends. A driver has it in memory, so that a finished
     trial keeps only what its sweep's status and estimates need.
@@ -153,13 +156,21 @@ class Tally:
             if trial is None:
                 self.add(event)
                 continue
-            if event["event"] == "started" and trial in last:
+            if trial in last and self._matters(last[trial], event):
                 self.add(last[trial])
             self._note_host(event)
             last[trial] = event
         for event in last.values():
             self.add(event)
         self.offset, self.torn = found.offset, found.torn
+
+    def _matters(self, event: dict[str, Any], after: dict[str, Any]) -> bool:
+        """Whether anything of a trial's event, or of those before, stays after its next one."""
+        if after["event"] == "finished":
+            return False
+        if after["event"] in ("started", "stopped") or event["trial"] in self.trials:
+            return True
+        return any(event.get(key) for key in _LASTING)
 
     @classmethod
     def _saved(cls, digest: Path, journal: Path) -> Tally:
@@ -206,10 +217,9 @@ class Tally:
         """What stays of a trial's last event; equal texts are kept once."""
         state = event["state"] if kind == "finished" else _STATES.get(kind, kind)
         kept = {"state": _once(state), "t": event["t"]}
-        if kind == "started":
-            before = self.trials.get(event["trial"], {})
-            if before.get("state") in ("retried", "running"):
-                kept |= {key: before[key] for key in _FAILURE if key in before}
+        before = self.trials.get(event["trial"])
+        if before is not None and kind not in _ANEW:
+            kept |= _lasting(kind, event, before)
         for key in _TALLIED.get(kind, _LEAST):
             if key in event:
                 kept[key] = _once(event[key])
@@ -218,6 +228,18 @@ class Tally:
     def save(self, digest: Path) -> None:
         """Replace the saved digest."""
         write_atomically(digest, json.dumps(vars(self), separators=(",", ":")).encode())
+
+
+def _lasting(kind: str, event: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """What stays of a trial's earlier events."""
+    kept = {}
+    if kind == "started" and before["state"] in ("retried", "running"):
+        kept = {key: before[key] for key in _FAILURE if key in before}
+    if "seconds" not in event:
+        kept |= {key: before[key] for key in _MEASURED if before.get(key)}
+    n_made = event.get("steps") if kind == "stopped" else 0
+    step = (before.get("step") or 0) + (n_made or 0)
+    return kept | {"step": step} if step else kept
 
 
 def _once(value: Any) -> Any:
@@ -233,7 +255,10 @@ def _is_tallied(found: Any) -> bool:
 
 
 _STATES = {"started": "running"}  # others are called as their events are
+_ANEW = ("finished", "requeued")  # after which nothing of what was before counts
 _LEAST = ("attempt",)
+_MEASURED = ("seconds", "steps")
+_LASTING = (*_MEASURED, "step")
 _FAILURE = ("kind", "error", "message", "signature")
 _PLACED = (*_FAILURE, "attempt", "host", "device")
 _TALLIED: Mapping[str, tuple[str, ...]] = {

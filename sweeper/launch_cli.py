@@ -9,14 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from sweeper.background import detach, is_detached
-from sweeper.chosen import Ids, Selectors, States, Where, chosen
-from sweeper.errors import StoreURLError, SweeperError
+from sweeper.chosen import Ids, Selectors, States, Where
+from sweeper.errors import SweeperError
 from sweeper.launch_options import (
     Address,
     AllowCodeChange,
@@ -43,10 +42,10 @@ from sweeper.launch_options import (
     Yes,
     seconds_of,
 )
+from sweeper.planning import check_fits, narrowed, plan_grid, plan_stored, root_of
 from sweeper.sweep_dir import SweepDir
 
 if TYPE_CHECKING:
-    from sweeper.grid import Expansion, Trial
     from sweeper.plan import Plan
     from sweeper.schedule.driver import Launch
     from sweeper.schedule.executor import Executor
@@ -74,16 +73,16 @@ def plan(
 
     asked = Selectors.of(where, ids, states)
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints is no part of the plan
-        expansion, made, folder, _ = _make_plan(
+        expansion, made, folder, _ = plan_grid(
             grid, sweep_dir, store, set_, max_trials, allow_empty_exclude
         )
-        made = _narrowed(made, folder, asked)
-    root = folder.root(_root_of(store))
+        made = narrowed(made, folder, asked)
+    root = folder.root(root_of(store))
     if as_json:
         print(json.dumps(plan_fields(expansion, made, folder, root), indent=1))
     else:
         print(*plan_lines(grid, expansion, made, folder, root), sep="\n")
-    _check_room(made, root, force)
+    check_fits(made, root, force)
 
 
 def launch(
@@ -118,17 +117,17 @@ def launch(
     rules = _rules(per_gpu, time_limit, stalled_after)
     stop = None if stop_after is None else seconds_of("--stop-after", stop_after)
     made_slots = _Slots(executor, address, slots, rules)
-    expansion, made, folder, text = _make_plan(
+    expansion, made, folder, text = plan_grid(
         grid, sweep_dir, store, set_, max_trials, allow_empty_exclude
     )
-    made = _narrowed(made, folder, asked)
+    made = narrowed(made, folder, asked)
     wanted = Launch(
         expansion.name,
         text,
         limit=limit,
         checkpoint_seconds=seconds_of("--checkpoint-every", checkpoint_every, 0),
         allow_code_change=allow_code_change,
-        root=_root_of(store),
+        root=root_of(store),
         stop_after=stop,
         rules=rules,
         log_to=tuple(log_to or ()),
@@ -157,7 +156,6 @@ def resume(
     yes: Yes = False,
 ) -> None:
     """Run what is left of the sweep in DIR, without its grid file."""
-    from sweeper.plan import read_plan
     from sweeper.schedule.driver import Launch
 
     asked = Selectors.of(where, ids, states)
@@ -165,8 +163,7 @@ def resume(
     stop = None if stop_after is None else seconds_of("--stop-after", stop_after)
     made_slots = _Slots(executor, address, slots, rules)
     folder = SweepDir(directory).require()
-    made = _plan_of(_still_buildable(read_plan(folder.plan)), folder.path, folder.root())
-    made = _narrowed(made, folder, asked)
+    made = narrowed(plan_stored(folder), folder, asked)
     wanted = Launch(
         str(folder.read_manifest().get("name", directory.name)),
         None,
@@ -256,93 +253,6 @@ def _rules(per_gpu: int | None, time_limit: str | None, stalled_after: str | Non
     return rules
 
 
-def _narrowed(made: Plan, folder: SweepDir, asked: Selectors) -> Plan:
-    """The plan with only those trials to run that were asked for."""
-    if not asked:
-        return made
-    from sweeper.status.states import states_of
-
-    ids = [trial.trial_id for trial in made.trials]
-    configs = (trial.config.to_flat() for trial in made.trials)
-    only = set(chosen(asked, ids, lambda: configs, lambda: states_of(folder, ids)))
-    return replace(made, todo=tuple(trial for trial in made.todo if trial.trial_id in only))
-
-
-def _root_of(store: str | None) -> str | None:
-    """Where the workers' files go, as it is written down: no folder depends on where we are."""
-    if store is None:
-        return None
-    if not store or store.startswith("memory://"):
-        found = f"`{store}`, which no worker could find"
-        raise StoreURLError("--store", found, "a place that all of them can reach")
-    if "://" in store and not store.startswith("file://"):
-        from sweeper.store.url import check_url
-
-        return check_url(store)
-    return os.path.abspath(store.removeprefix("file://"))
-
-
-# --- planning -------------------------------------------------------------------------------
-
-
-def _make_plan(
-    grid: Path,
-    sweep_dir: Path | None,
-    store: str | None,
-    set_: list[str] | None,
-    max_trials: int,
-    allow_empty: bool,
-) -> tuple[Expansion, Plan, SweepDir, str]:
-    """Expand the grid and plan it against what its directory holds; also the grid's text."""
-    from sweeper.grid import expand, load_grid, text_of
-    from sweeper.room import check_path
-    from sweeper.train import check
-
-    loaded = load_grid(grid, set_ or ())
-    expansion = expand(loaded, max_trials=max_trials, allow_empty_exclude=allow_empty, check=check)
-    folder = SweepDir(sweep_dir or Path("runs") / expansion.name)
-    check_path(folder.path)
-    made = _plan_of(expansion.trials, folder.path, folder.root(_root_of(store)))
-    return expansion, made, folder, text_of(loaded, set_ or ())
-
-
-def _still_buildable(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:
-    """The trials of a stored plan, checked anew: a plug-in may have changed since."""
-    from sweeper.train import check
-
-    for trial in trials:
-        try:
-            check(trial.config)
-        except SweeperError as error:
-            raise error.within(f"trial {trial.trial_id}") from error
-    return trials
-
-
-def _plan_of(trials: tuple[Trial, ...], folder: Path, root: str) -> Plan:
-    """The plan of these trials, given what the store at their root holds."""
-    from sweeper.plan import check_stored, make_plan
-    from sweeper.schedule.driver import complete_trials
-    from sweeper.store.opening import check_place
-    from sweeper.trial import size_of
-
-    check_place(root)
-    complete = complete_trials(root)
-    check_stored(trials, complete)
-    others = complete.keys() - {trial.trial_id for trial in trials}
-    if others:
-        _say(f"{folder}: {len(others)} complete trials are not in this plan; they stay stored")
-    return make_plan(trials, complete, size_of)
-
-
-def _check_room(made: Plan, root: str, force: bool) -> None:
-    """Refuse, or warn of, a sweep that is larger than what is free where its store is."""
-    from sweeper.room import check_room, free_room
-
-    if made.todo and "://" not in root:
-        for warning in check_room(root, made.room, free_room(Path(root)), force):
-            _say(warning)
-
-
 # --- running --------------------------------------------------------------------------------
 
 
@@ -357,7 +267,7 @@ def _drive(folder: SweepDir, made: Plan, wanted: Launch, slots: _Slots, consent:
         present(config)
     root = folder.root(wanted.root)
     wanted = replace(wanted, log_to=check_trackers(wanted.log_to, root))
-    _check_room(made, root, consent.force)
+    check_fits(made, root, consent.force)
     n_todo = min(len(made.todo), wanted.limit or len(made.todo))
     _say(f"{folder.path}: {len(made.trials)} trials, {made.n_complete} complete, {n_todo} to run")
     if n_todo and not consent.yes:
@@ -401,5 +311,6 @@ def _conclude(folder: SweepDir, counts: Counts, took: str) -> None:
 
 
 def _say(text: str) -> None:
-    """A message: to standard error, so that standard output stays data."""
-    print(text, file=sys.stderr)
+    """A message: to standard error, so that standard output stays data; if anybody listens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr)

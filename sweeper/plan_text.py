@@ -22,7 +22,7 @@ _WIDTH, _LONGEST = 60, 100  # of names and of values in characters, where they a
 def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir, root: str) -> dict[str, Any]:
     """The plan for `--json`; `seconds` is slot time, None before anything has run.
 
-    `seconds_left` is what that takes on the `n_slots` of the last launch.
+    `seconds_left` is what that takes on the `n_slots` of the last launch, and its `n_gpus`.
     """
     estimate = _estimate(made, folder)
     return {
@@ -48,6 +48,7 @@ def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir, root: str) -
         "n_files": made.n_files,
         "seconds": estimate.seconds,
         "n_slots": estimate.n_slots,
+        "n_gpus": estimate.n_gpus,
         "seconds_left": estimate.seconds_left,
     }
 
@@ -127,10 +128,11 @@ def _value(value: Any, section: str) -> str:
 
 @dataclass(frozen=True)
 class _Estimate:
-    """Slot-seconds of what is left, and how long that takes on the slots of the last launch."""
+    """Slot-seconds of what is left, and how long that takes where the last launch ran."""
 
     seconds: float | None
     n_slots: int | None
+    n_gpus: int | None
     seconds_left: float | None
 
     @property
@@ -139,19 +141,22 @@ class _Estimate:
         if self.seconds is None:
             return "not yet measured"
         text = f"{duration(self.seconds)} of one slot"
-        if self.seconds_left is None or self.n_slots in (None, 1):
+        if self.seconds_left is None or (not self.n_gpus and self.n_slots in (None, 1)):
             return text
-        return f"{text}, {duration(self.seconds_left)} on the last launch's {self.n_slots}"
+        places = _counted(self.n_gpus, "GPU") if self.n_gpus else str(self.n_slots)
+        return f"{text}, {duration(self.seconds_left)} on the last launch's {places}"
 
 
 def _estimate(made: Plan, folder: SweepDir) -> _Estimate:
     """From the trials of this sweep that have been measured."""
     tally = Tally.read(folder.status, folder.journal)
     rates = Rates(made.work, tally.trials)
-    left = {trial.trial_id: 0 for trial in made.todo}
-    n_slots = (tally.launched or {}).get("n_slots")
-    seconds_left = rates.eta(left, n_slots or 0)
-    return _Estimate(_rounded(rates.remaining(left)), n_slots, _rounded(seconds_left))
+    known = tally.trials
+    left = {t.trial_id: known.get(t.trial_id, {}).get("step") or 0 for t in made.todo}
+    launched = {**(tally.launched or {}), **(tally.ended or {})}  # its end knows the cluster
+    n_slots, n_gpus = launched.get("n_slots"), launched.get("n_gpus")
+    seconds_left = rates.eta(left, n_slots or 0, n_gpus or 0, tally.packed)
+    return _Estimate(_rounded(rates.remaining(left)), n_slots, n_gpus, _rounded(seconds_left))
 
 
 def _rounded(seconds: float | None) -> float | None:

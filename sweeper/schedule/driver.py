@@ -121,7 +121,9 @@ def drive(
             rules = dataclasses.replace(launch.rules, packed=scribe.tally.packed)
             try:
                 executor.run(orders, scribe.take, stop.is_set, rules)
-                scribe.write("ended", **_reason(counts))
+                # What a cluster has is known only when it is up.
+                devices = {"n_slots": executor.n_slots, "n_gpus": executor.n_gpus}
+                scribe.write("ended", **_reason(counts), **devices)
             finally:
                 scribe.close()
         with room_or_not(), contextlib.suppress(UnavailableStoreError):

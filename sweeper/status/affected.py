@@ -139,6 +139,8 @@ def in_words(
     if len(trials) == 1:
         values, _ = axes.tell_apart(trials, [*ended, *unended])
         return terms(values) or "the only trial"
+    if not ended and unended:
+        return _so_far(axes, trials, unended)
     values, n_against = axes.tell_apart(trials, ended)
     n_unended = axes.n_with(values, unended)
     named = f" with {terms(values)}" if values else ""
@@ -150,6 +152,17 @@ def in_words(
     if n_unended:
         return f"all {len(trials):,} trials{named} that have run; {n_unended:,} are still to run"
     return f"every trial{named} fails so"
+
+
+def _so_far(axes: Axes, trials: Sequence[str], unended: Sequence[str]) -> str:
+    """The same where all that have run are affected: what tells them from those still to run."""
+    values, n_alike = axes.tell_apart(trials, unended)
+    if not values:
+        return f"all {len(trials):,} trials that have run; {n_alike:,} are still to run"
+    if n_alike:
+        named = f"{len(trials):,} of the {len(trials) + n_alike:,} with {terms(values)}"
+        return f"{named}; the others have not run"
+    return f"all {len(trials):,} with {terms(values)}; the others have not run"
 
 
 def terms(values: Values) -> str:

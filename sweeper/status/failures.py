@@ -17,8 +17,9 @@ MOST_IDS = 10  # that a command names one by one
 class FailureGroup:
     """Trials that failed alike, the largest sweep's in the order of its plan.
 
-    `error` and `message` are those of the first; `retried` are the ones among `trials` that are
-    run again without anybody's doing. `kind` is empty in journals that know no kinds.
+    `error` and `message` are those of the first; `retried` are the ones among `trials` that the
+    driver runs again, `interrupted` those that it was to run again before it ended. `kind` is empty
+    in journals that know no kinds.
     """
 
     error: str
@@ -27,11 +28,12 @@ class FailureGroup:
     kind: str = ""
     signature: str = ""
     retried: tuple[str, ...] = ()
+    interrupted: tuple[str, ...] = ()
 
     @property
     def n_failed(self) -> int:
         """How many have failed for this launch."""
-        return len(self.trials) - len(self.retried)
+        return len(self.trials) - len(self.retried) - len(self.interrupted)
 
     @property
     def summary(self) -> str:
@@ -85,7 +87,8 @@ def _group(
         trials=tuple(trials),
         kind=first.get("kind", ""),
         signature=first.get("signature") or "",
-        retried=tuple(trial for trial in trials if states[trial] != "failed"),
+        retried=tuple(trial for trial in trials if states[trial] in ("waiting", "running")),
+        interrupted=tuple(trial for trial in trials if states[trial] == "interrupted"),
     )
 
 
@@ -97,19 +100,35 @@ _ADVICE = {
     "lost": "the machine failed it, not the trial: look at {hosts}, its memory and `dmesg`",
     "storage": "see to the room and permissions of the store's disk or bucket, then launch again",
     "bug": "read the traceback: `sweeper logs {folder} {trial}`",
+    "limit": "raise `--time-limit`, or look why it is slow: `sweeper logs {folder} {trial}`",
+    "hung": (
+        "look what it does on {hosts}: a data loader that hangs, a dead disk; where its steps "
+        "are only long, a longer `--stalled-after`"
+    ),
 }
 
 
 def advice(group: FailureGroup, folder: str, example: str, hosts: Sequence[str]) -> str:
-    """What to do about a group, by its kind."""
+    """What to do about a group, by its kind, and by what gave up a worker that was there."""
     where = ", ".join(hosts[:3]) if hosts else "its host"
-    text = _ADVICE.get(group.kind, _ADVICE["bug"])
+    text = _ADVICE.get(_cause(group), _ADVICE["bug"])
     return text.format(hosts=where, folder=shlex.quote(folder), trial=example)
 
 
-def again(folder: str, where: Mapping[str, Any] | None = None, ids: Sequence[str] = ()) -> str:
-    """The command that runs failed trials again: those with these values, or these."""
-    command = f"sweeper resume {shlex.quote(folder)} --state failed"
+def _cause(group: FailureGroup) -> str:
+    if group.error == "TimeLimit":
+        return "limit"
+    return "hung" if group.kind == "lost" and "taken to hang" in group.message else group.kind
+
+
+def again(
+    folder: str,
+    where: Mapping[str, Any] | None = None,
+    ids: Sequence[str] = (),
+    states: Sequence[str] = ("failed",),
+) -> str:
+    """The command that runs trials in these states again: those with these values, or these."""
+    command = " ".join(["sweeper resume", shlex.quote(folder), *(f"--state {s}" for s in states)])
     if where:
         return f"{command} --where {_quoted(expression(where))}"
     return " ".join([command, *(f"--id {trial}" for trial in ids)])

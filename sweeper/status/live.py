@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,57 @@ class Live:
 
 
 def read_live(path: Path, driver: Mapping[str, Any] | None) -> Live | None:
-    """What this driver wrote last; None when that is nothing yet, or there is no driver."""
+    """What this driver wrote last; None without a driver, and when that is nothing or damaged."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    if driver is None or not isinstance(found, dict) or "t" not in found:
+    if driver is None or not _is_sound(found):
         return None
     if any(found.get(key) != driver.get(key) for key in ("pid", "host")):
         return None  # an earlier driver's, killed
     known = {key: found[key] for key in ("t", "n_slots", "n_gpus", "is_draining") if key in found}
-    return Live(**known, running=found.get("running") or {})
+    return Live(**known, running=found.get("running", {}))
+
+
+def _is_sound(found: Any) -> bool:
+    """Whether everything that is looked at is what it has to be."""
+    if not isinstance(found, dict) or "t" not in found or not _has_sound(found, _OF_A_DRIVER):
+        return False
+    running = found.get("running", {})
+    return isinstance(running, dict) and all(
+        isinstance(now, dict) and _has_sound(now, _OF_A_TRIAL) for now in running.values()
+    )
+
+
+def _has_sound(found: Mapping[str, Any], checks: Mapping[str, Callable[[Any], bool]]) -> bool:
+    return all(is_sound(found[key]) for key, is_sound in checks.items() if key in found)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number of anything, NaN and what no float holds left out."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and _is_number(value)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_MOST = 1e15
+_OF_A_DRIVER: Mapping[str, Callable[[Any], bool]] = {
+    "t": _is_number,
+    "n_slots": _is_whole,
+    "n_gpus": _is_number,
+    "is_draining": _is_bool,
+}
+_OF_A_TRIAL: Mapping[str, Callable[[Any], bool]] = {
+    "step": _is_whole,
+    "n_steps": _is_whole,
+    "per_gpu": _is_whole,
+    "since": _is_number,
+    "beat": _is_number,
+}

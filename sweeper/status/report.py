@@ -9,7 +9,7 @@ from typing import Any
 from sweeper.plan import planned_configs
 from sweeper.status.affected import Axes, in_words
 from sweeper.status.failures import MOST_IDS, FailureGroup, advice, again, group_failures
-from sweeper.status.logs import last_lines
+from sweeper.status.logs import essence, last_lines
 from sweeper.status.states import ENDED, Seen
 from sweeper.store.root import Root
 from sweeper.sweep_dir import SweepDir
@@ -23,7 +23,8 @@ class Report:
     """A group of failures, and what helps to understand and cure it.
 
     `affected` says which trials they are by the values of the axes; `hosts` where they failed, out
-    of `n_hosts` that the sweep has used; `log` are the last lines of the first one's log. `again`
+    of `n_hosts` that the sweep has used; `log` are the last lines of the first one's log that
+    matter. `again`
     is the command that runs them again, and with them `n_more` that failed otherwise.
     """
 
@@ -72,7 +73,10 @@ def _restricted(group: FailureGroup, only: Collection[str] | None) -> FailureGro
         return group
     trials = tuple(trial for trial in group.trials if trial in only)
     return replace(
-        group, trials=trials, retried=tuple(trial for trial in group.retried if trial in only)
+        group,
+        trials=trials,
+        retried=tuple(trial for trial in group.retried if trial in only),
+        interrupted=tuple(trial for trial in group.interrupted if trial in only),
     )
 
 
@@ -96,21 +100,23 @@ def _report(about: _About, group: FailureGroup, whole: FailureGroup) -> Report:
     hosts = {str(tallied[trial].get("host") or "") for trial in group.trials}
     failed = [trial for trial in group.trials if trial not in retried]
     example = (failed or group.trials)[0]
-    command, n_more = _again(about, place, failed)
+    command, n_more = _again(about, place, failed, group)
     return Report(
         group=group,
         affected=in_words(about.axes, group.trials, ended, unended),
         hosts=tuple(sorted(hosts - {""})),
         n_hosts=len(about.seen.tally.hosts),
         example=example,
-        log=last_lines(about.root.read_log(example).rstrip(), N_LINES),
+        log=last_lines(essence(about.root.read_log(example)), N_LINES).rstrip(),
         advice=advice(group, place, example, sorted(hosts - {""})),
         again=command,
         n_more=n_more,
     )
 
 
-def _again(about: _About, place: str, failed: Sequence[str]) -> tuple[str, int]:
+def _again(
+    about: _About, place: str, failed: Sequence[str], group: FailureGroup
+) -> tuple[str, int]:
     """The command for these trials, and how many others it runs, if it can only be short.
 
     Empty where the driver runs all of them again.
@@ -118,11 +124,12 @@ def _again(about: _About, place: str, failed: Sequence[str]) -> tuple[str, int]:
     if not failed:
         return "", 0
     inside = set(failed)
-    rivals = [t for t, s in about.seen.states.items() if s == "failed" and t not in inside]
+    states = ["failed"] * bool(group.n_failed) + ["interrupted"] * bool(group.interrupted)
+    rivals = [t for t, s in about.seen.states.items() if s in states and t not in inside]
     values, n_more = about.axes.tell_apart(failed, rivals)
     if (n_more or len(values) > len(failed)) and len(failed) <= MOST_IDS:
-        return again(place, ids=failed), 0
-    return again(place, where=values), n_more
+        return again(place, ids=failed, states=states), 0
+    return again(place, where=values, states=states), n_more
 
 
 def report_lines(place: str, found: Sequence[Report], n_groups: int) -> Iterator[str]:
@@ -131,6 +138,8 @@ def report_lines(place: str, found: Sequence[Report], n_groups: int) -> Iterator
     n_retried = sum(len(report.group.retried) for report in found)
     parts = [f"{n_failed:,} trials failed" if n_failed else "no trial has failed for good"]
     parts += [f"{n_retried:,} are run again"] if n_retried else []
+    n_interrupted = sum(len(report.group.interrupted) for report in found)
+    parts += [f"{n_interrupted:,} were to be run again"] if n_interrupted else []
     yield f"{place}: {', '.join(parts)}, for {n_groups:,} reason{'s' * (n_groups != 1)}"
     for report in found:
         yield ""
@@ -146,6 +155,8 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"{len(group.trials):,} × {group.summary}{kind}"
     if group.retried:
         yield f"  of these     {len(group.retried):,} run again by themselves"
+    if group.interrupted:
+        yield f"  of these     {len(group.interrupted):,} were to be run again: launch does"
     yield f"  affected     {report.affected}"
     if len(report.hosts) == 1 and report.n_hosts > 1:
         yield f"  host         all on {report.hosts[0]}, one of {report.n_hosts} hosts"
@@ -156,4 +167,9 @@ def _lines(report: Report) -> Iterator[str]:
     if report.again:
         yield f"  run again    {report.again}"
     if report.n_more:
-        yield f"               (and {report.n_more:,} that failed otherwise)"
+        yield f"               (and {report.n_more:,} {_others(group)})"
+
+
+def _others(group: FailureGroup) -> str:
+    """What else a group's command runs."""
+    return "that did not end for other reasons" if group.interrupted else "that failed otherwise"

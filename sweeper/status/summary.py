@@ -38,7 +38,7 @@ class Status:
     trials_per_minute : that ended since the last launch; None without a driver.
     work_left : slot-seconds of the trials that are not complete; None before any was measured.
     seconds_left : until the driver is through with them; None where unknown, and without a driver.
-    n_slots, n_gpus : of the driver; 0 without one.
+    n_slots, n_gpus : of the driver: what its processors feed, and what that shares; 0 without one.
     in_use : of its GPUs, or of its slots where there are no GPUs.
     beat : None while nothing runs.
     packed : how many trials share a GPU, for the shapes that share one.
@@ -109,11 +109,13 @@ def read_status(folder: SweepDir, only: Collection[str] | None = None) -> Status
 def _added_up(seen: Seen, work: PlannedWork) -> Status:
     found = Counter(seen.states.values())
     n_slots = seen.live.n_slots if seen.live else 0
-    rates = Rates(work, seen.tally.trials)
+    n_gpus = seen.live.n_gpus if seen.live else 0
+    packed = seen.tally.packed
+    rates = Rates(work, seen.tally.trials, seen.live.running if seen.live else {})
     left = _left(seen)
     work_left = rates.remaining(left)
     rate = _rate(seen) if seen.driver else None
-    seconds = rates.eta(left, n_slots) if n_slots and not seen.is_draining else None
+    seconds = None if seen.is_draining else rates.eta(left, n_slots, n_gpus, packed)
     return Status(
         n_planned=len(seen.states),
         counts={state: found[state] for state in STATES},
@@ -123,10 +125,10 @@ def _added_up(seen: Seen, work: PlannedWork) -> Status:
         work_left=_rounded(work_left),
         seconds_left=_rounded(seconds),
         n_slots=n_slots,
-        n_gpus=seen.live.n_gpus if seen.live else 0,
+        n_gpus=n_gpus,
         in_use=round(seen.live.share_in_use, 2) if seen.live else 0.0,
         beat=_beat(seen.live),
-        packed={shape: n for shape, n in seen.tally.packed.items() if n > 1},
+        packed={shape: n for shape, n in packed.items() if n > 1},
         failures=group_failures(seen.states, seen.tally.trials),
         n_torn_bytes=seen.tally.torn,
     )

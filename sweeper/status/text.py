@@ -9,7 +9,7 @@ from sweeper.status.failures import FailureGroup
 from sweeper.status.summary import Status
 
 N_GROUPS = 3  # of failures that are shown
-SILENT_SECONDS = 120.0  # from which on a running trial's silence is worth a word
+SILENT_SECONDS = 600.0  # from which on a running trial's silence is worth a word
 
 
 def status_lines(place: str, found: Status) -> Iterator[str]:
@@ -72,7 +72,8 @@ def _beat(found: Status) -> str:
         return ""
     where = " ".join(part for part in (beat.host, beat.device) if part)
     silent = "; it may hang" if beat.seconds >= SILENT_SECONDS else ""
-    return f"oldest sign of life {duration(beat.seconds)} ago: {beat.trial} on {where}{silent}"
+    place = f" on {where}" if where else ""
+    return f"silent for {duration(beat.seconds)}, the longest: {beat.trial}{place}{silent}"
 
 
 def _group(group: FailureGroup) -> Iterator[str]:
@@ -82,6 +83,9 @@ def _group(group: FailureGroup) -> Iterator[str]:
     if group.retried:
         more = "" if group.n_failed else f" after {group.summary}"
         parts.append(f"{len(group.retried):,} run again{more}")
+    if group.interrupted:
+        more = "" if parts else f" after {group.summary}"
+        parts.append(f"{len(group.interrupted):,} were to be run again{more}")
     yield ", ".join(parts)
     first = ", ".join(group.trials[:4])
     yield f"  {first}{', ...' if len(group.trials) > 4 else ''}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
@@ -12,6 +16,8 @@ from rich.live import Live as Screen
 from rich.text import Text
 
 from sweeper.durable import write_atomically
+from sweeper.errors import SweepDirError
+from sweeper.room import is_full
 from sweeper.status.live import read_live
 from sweeper.status.summary import Status
 from sweeper.status.text import status_line, status_lines
@@ -51,14 +57,17 @@ def stop(folder: SweepDir, say: Callable[[str], None], pause: Pause = time.sleep
     """Ask the driver to drain, and wait until it has gone; whether there was one.
 
     The request is a file, which the driver looks for, so that it reaches any host; it says whom
-    it is for, and is removed when that driver has gone.
+    it is for, and is removed when that driver has gone. On a full disk it is empty, or a signal.
+
+    Raises
+    ------
+    SweepDirError : the disk has no room for an empty file either, and the driver is elsewhere.
     """
     driver = folder.driver()
     if driver is None:
         folder.stop_request.unlink(missing_ok=True)
         return False
-    request = {"t": time.time(), "host": driver.get("host"), "pid": driver.get("pid")}
-    write_atomically(folder.stop_request, json.dumps(request).encode())
+    _ask(folder, driver)
     say(
         f"asked process {driver.get('pid', '?')} on {driver.get('host', '?')} to stop: "
         "its trials checkpoint, then it ends"
@@ -71,6 +80,33 @@ def stop(folder: SweepDir, say: Callable[[str], None], pause: Pause = time.sleep
         pause(STOP_SECONDS)
     folder.stop_request.unlink(missing_ok=True)
     return True
+
+
+def _ask(folder: SweepDir, driver: Mapping[str, Any]) -> None:
+    """Leave the request, or what there is room for: the driver asks only whether it is there."""
+    request = {"t": time.time(), "host": driver.get("host"), "pid": driver.get("pid")}
+    try:
+        write_atomically(folder.stop_request, json.dumps(request).encode())
+    except OSError as error:
+        if not is_full(error):
+            raise
+        try:
+            folder.stop_request.touch()
+        except OSError:
+            _signal(folder, driver)
+
+
+def _signal(folder: SweepDir, driver: Mapping[str, Any]) -> None:
+    pid, host = driver.get("pid"), driver.get("host")
+    if host != socket.gethostname() or not isinstance(pid, int) or pid <= 1:
+        raise SweepDirError(
+            str(folder.stop_request),
+            f"no room on the disk to ask process {pid or '?'} on {host or '?'}",
+            "a file of no bytes",
+            f"make room, or send it SIGTERM on its host: `kill {pid or 'PID'}`",
+        )
+    with contextlib.suppress(ProcessLookupError):  # it has ended by now
+        os.kill(pid, signal.SIGTERM)
 
 
 def _is_there(folder: SweepDir, driver: Mapping[str, Any]) -> bool:

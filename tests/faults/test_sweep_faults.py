@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sweeper.attempt import Order
-from sweeper.errors import ClusterError
+from sweeper.errors import SweeperError
 from sweeper.schedule.rules import Rules
 from sweeper.schedule.tune import TuneExecutor
 from tests.faults.misbehaving import ALWAYS
@@ -115,9 +115,10 @@ def test_an_address_where_nothing_answers_is_refused_at_once(tmp_path: Path):
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
         executor = TuneExecutor(address=address)
-        with pytest.raises(ClusterError, match="nothing answers") as caught:
+        with pytest.raises(SweeperError, match="nothing answers") as caught:
             executor.run([Order("t1", {}, str(tmp_path))], print, lambda: False, Rules())
     assert "ray status" in caught.value.hint
+    assert caught.value.exit_code == 2
 
 
 def test_tune_is_told_to_end_where_it_waits_for_slots_alone():

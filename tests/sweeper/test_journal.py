@@ -12,19 +12,26 @@ from sweeper.journal import Journal, Tally, read_events
 from tests.power_loss import Disk
 
 TRIALS = st.sampled_from(["t1", "t2", "t3"])
+MEASURED = {"seconds": st.integers(1, 3), "steps": st.integers(0, 2)}
 EVENTS = st.one_of(
     st.tuples(st.just("launched"), st.fixed_dictionaries({"n_todo": st.integers(0, 9)})),
     st.tuples(st.just("ended"), st.fixed_dictionaries({"reason": st.just("complete")})),
     st.tuples(
         st.just("started"),
         st.fixed_dictionaries(
-            {"trial": TRIALS, "attempt": st.integers(1, 9), "host": st.sampled_from(["", "a", "b"])}
+            {
+                "trial": TRIALS,
+                "attempt": st.integers(1, 9),
+                "host": st.sampled_from(["", "a", "b"]),
+            },
+            optional={"step": st.integers(0, 2)},
         ),
     ),
     st.tuples(
         st.just("finished"),
         st.fixed_dictionaries(
-            {"trial": TRIALS, "state": st.sampled_from(["complete", "diverged"])}
+            {"trial": TRIALS, "state": st.sampled_from(["complete", "diverged"])},
+            optional=MEASURED,
         ),
     ),
     st.tuples(
@@ -35,7 +42,10 @@ EVENTS = st.one_of(
         st.just("packed"),
         st.fixed_dictionaries({"shape": st.text(), "per_gpu": st.integers(1, 8)}),
     ),
-    st.tuples(st.sampled_from(["lost", "stopped"]), st.fixed_dictionaries({"trial": TRIALS})),
+    st.tuples(
+        st.sampled_from(["lost", "stopped", "requeued"]),
+        st.fixed_dictionaries({"trial": TRIALS}, optional=MEASURED),
+    ),
 )
 
 
@@ -48,7 +58,7 @@ def expected_states(events):
     """The fold, said again in the words of the documentation."""
     states = {}
     for kind, fields in events:
-        if kind in ("lost", "stopped", "failed", "retried"):
+        if kind in ("lost", "stopped", "failed", "retried", "requeued"):
             states[fields["trial"]] = kind
         elif kind == "started":
             states[fields["trial"]] = "running"
@@ -151,7 +161,7 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path, line):
 # --- the tally -------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(EVENTS, max_size=12), st.data())
 def test_a_digest_and_the_rest_tell_what_all_events_tell(tmp_path_factory, events, data):
     folder = tmp_path_factory.mktemp("tally")
@@ -249,6 +259,26 @@ def test_a_failure_for_good_is_over_once_the_trial_is_launched_again(tmp_path):
         ("started", {"trial": "t1", "attempt": 2}),
     )
     assert tally.trials["t1"] == {"state": "running", "t": tally.trials["t1"]["t"], "attempt": 2}
+
+
+def test_the_last_measured_attempt_and_the_last_known_step_stay_until_the_trial_ends(tmp_path):
+    def kept(*events):
+        found = tally_of(tmp_path, *events).trials["t1"]
+        return {key: found[key] for key in ("seconds", "steps", "step") if key in found}
+
+    at = {"trial": "t1"}
+    assert kept(("started", {**at, "step": 100})) == {"step": 100}
+    stopped = {"seconds": 4.0, "steps": 30, "step": 130}
+    assert kept(("stopped", {**at, "seconds": 4.0, "steps": 30})) == stopped
+    # Its last checkpoint could not be read.
+    assert kept(("started", {**at, "step": 90})) == {**stopped, "step": 90}
+    assert kept(("retried", {**at, **FAILED})) == {**stopped, "step": 90}
+    assert kept(("started", {**at, "step": 120})) == {**stopped, "step": 120}
+    assert kept(("failed", {**at, **FAILED})) == {**stopped, "step": 120}
+    assert kept(("started", {**at, "step": 120}), ("lost", at)) == {**stopped, "step": 120}
+    done = {"seconds": 9.0, "steps": 80}
+    assert kept(("finished", {**at, "state": "complete", **done})) == done
+    assert kept(("requeued", at)) == {}
 
 
 def test_the_last_word_on_how_a_shape_is_packed_counts_and_hosts_are_named_once(tmp_path):

@@ -130,3 +130,12 @@ def test_time_is_estimated_from_what_was_measured(planned):
     assert (fields["seconds"], fields["n_slots"], fields["seconds_left"]) == (660.0, 4, 165.0)
     expected = "11 min 0 s of one slot, 2 min 45 s on the last launch's 4"
     assert time_row(path, expansion, made, folder, root) == ["time", expected]
+
+    half = {"trial": made.todo[0].trial_id, "attempt": 1}
+    with Journal(folder.journal) as journal:
+        journal.append("started", **half, step=10, n_steps=50)
+        journal.append("stopped", **half, seconds=18.0, steps=15)
+        journal.append("launched", n_planned=12, n_todo=11, n_slots=4, n_gpus=2)
+    assert plan_fields(expansion, made, folder, root)["seconds"] == 660.0 - 60.0 * 25 / 50
+    expected = "10 min 30 s of one slot, 5 min 15 s on the last launch's 2 GPUs"
+    assert time_row(path, expansion, made, folder, root) == ["time", expected]

@@ -123,7 +123,7 @@ def test_ctrl_c_only_leaves_the_watch(here, sweep, monkeypatch):
 def test_failures_are_told_alike_together_with_what_to_do(here, sweep):
     text = here("failures", sweep.path).stdout
     head, bug, *others = text.split("\n\n")
-    assert head == "sweep: 4 trials failed, 1 are run again, for 3 reasons"
+    assert head == "sweep: 4 trials failed, 1 were to be run again, for 3 reasons"
     assert bug.splitlines() == [
         "3 × RuntimeError: shape 3 does not fit [bug]",
         "  affected     every trial with model.name=cnn and optim.batch_size=1000 fails so",
@@ -137,15 +137,39 @@ def test_failures_are_told_alike_together_with_what_to_do(here, sweep):
     (invalid,) = [other for other in others if "ConfigError" in other]
     assert "  affected     model.name=fc and optim.batch_size=500 and seed=0" in invalid
     (oom,) = [other for other in others if "OutOfMemoryError" in other]
-    assert "1 run again by themselves" in oom
+    assert "  of these     1 were to be run again: launch does\n" in oom
+    assert "  run again    sweeper resume sweep --state interrupted" in oom
+    with sweep.locked():
+        text = here("failures", sweep.path).stdout
+    assert text.startswith("sweep: 4 trials failed, 1 are run again, for 3 reasons\n")
+    (oom,) = [part for part in text.split("\n\n") if "OutOfMemoryError" in part]
+    assert "  of these     1 run again by themselves\n" in oom
     assert "run again    sweeper" not in oom
 
 
+def test_the_lines_of_a_traceback_that_matter_are_shown(here, sweep):
+    library = '  File "/env/site-packages/torch/nn/module.py", line 7, in call\n    f()\n    ^^^\n'
+    own = '  File "/my/net.py", line 3, in forward\n    return x + y\n           ~~^~~\n'
+    text = f"Traceback (most recent call last):\n{own}{library * 9}RuntimeError: shape\n\n"
+    (sweep.path / f"logs/{CNN_1000[0]}.log").write_text(text)
+    shown = [line for line in here("failures", sweep.path).stdout.splitlines() if "    | " in line]
+    assert shown == [
+        "    | Traceback (most recent call last):",
+        '    |   File "/my/net.py", line 3, in forward',
+        "    |     return x + y",
+        "    |   … 9 frames of libraries",
+        "    | RuntimeError: shape",
+    ]
+    assert here("logs", sweep.path, CNN_1000[0]).stdout == text
+    assert here("logs", sweep.path, CNN_1000[0], "-n", 1).stdout == "RuntimeError: shape\n"
+
+
 def test_the_command_that_is_shown_runs_exactly_these_again(here, sweep):
-    for report in json.loads(here("failures", sweep.path, "--json").stdout):
-        if not report["again"]:
-            assert report["trials"] == report["retried"]
-            continue
+    other = failure("bug", "ValueError", "odd")  # of which one failed and one was to run again
+    write(sweep, ("failed", IDS[3], other), ("retried", IDS[8], {**other, "delay": 0.0}))
+    reports = json.loads(here("failures", sweep.path, "--json").stdout)
+    assert [len(report["interrupted"]) for report in reports] == [0, 1, 0, 1]
+    for report in reports:
         words = shlex.split(report["again"])
         assert words[:3] == ["sweeper", "resume", "sweep"]
         found = json.loads(here("failures", sweep.path, "--json", *words[3:]).stdout)

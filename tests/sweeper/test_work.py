@@ -120,3 +120,70 @@ def test_a_sweep_takes_no_less_and_little_more_than_its_eta(seconds, n_slots):
         heapq.heapreplace(busy_until, busy_until[0] + took)
     assert eta <= max(busy_until) * (1 + 1e-9)
     assert max(busy_until) <= (eta + max(seconds)) * (1 + 1e-9)
+
+
+# --- on GPUs ----------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_runs_one_trial_at_a_time_takes_the_sum_of_them():
+    ids = [f"t{i}" for i in range(9)]
+    planned = PlannedWork(ids, ["a"] * 9, [1] * 9, [1.0] * 9)
+    rates = Rates(planned, {ids[0]: {"state": "complete", "t": 0.0, "seconds": 60.0, "steps": 1}})
+    left = dict.fromkeys(ids[1:], 0)
+    assert rates.eta(left, 8) == pytest.approx(60)
+    assert rates.eta(left, 8, n_gpus=1) == pytest.approx(480)
+    assert rates.eta(left, 8, 1, {"a": 4}) == pytest.approx(120)
+    assert rates.eta(left, 2, 1, {"a": 4}) == pytest.approx(240), "processors feed only two"
+    assert rates.eta(left, 8, 2, {"b": 4}) == pytest.approx(240), "of another shape"
+    assert rates.eta({"t1": 0}, 8, 2, {"a": 4}) == pytest.approx(60), "the longest trial"
+
+
+@given(
+    st.lists(SECONDS, min_size=1, max_size=12),
+    st.integers(1, 4),
+    st.sampled_from([1, 2, 4, 8]),
+)
+def test_where_all_share_alike_gpus_are_so_many_slots(seconds, n_gpus, per_gpu):
+    ids = [f"t{i}" for i in range(len(seconds))]
+    planned = PlannedWork(ids, ids, [1] * len(ids), [1.0] * len(ids))
+    tallied = {
+        trial: {"state": "complete", "t": 0.0, "seconds": took, "steps": 1}
+        for trial, took in zip(ids, seconds, strict=True)
+    }
+    rates, left = Rates(planned, tallied), dict.fromkeys(ids, 0)
+    as_slots = rates.eta(left, n_gpus * per_gpu)
+    assert rates.eta(left, 99, n_gpus, dict.fromkeys(ids, per_gpu)) == pytest.approx(as_slots)
+    running = {trial: {"per_gpu": per_gpu} for trial in ids}
+    as_they_run = Rates(planned, tallied, running).eta(left, 99, n_gpus)
+    assert as_they_run == pytest.approx(as_slots)
+
+
+# --- attempts in progress ---------------------------------------------------------------------
+
+BEGUN = {"state": "running", "t": 0.0, "attempt": 2, "step": 40}
+NOW = {"attempt": 2, "step": 60, "since": 1000.0, "beat": 1005.0}
+
+
+def test_an_attempt_in_progress_is_measured_from_where_it_began():
+    rates = Rates(PLANNED, {"a1": BEGUN}, {"a1": NOW})
+    assert rates.seconds("a", 100, 200.0) == pytest.approx(5 / 20 * 100)
+    earlier = {**BEGUN, "seconds": 3.0, "steps": 40}  # the attempt before
+    both = Rates(PLANNED, {"a1": earlier}, {"a1": NOW})
+    assert both.seconds("a", 100, 200.0) == pytest.approx((5 + 3) / (20 + 40) * 100)
+
+
+@pytest.mark.parametrize(
+    ("begun", "now"),
+    [
+        ({}, NOW),  # before the journal has it
+        ({**BEGUN, "attempt": 1}, NOW),
+        ({**BEGUN, "state": "retried"}, NOW),  # since the driver said so
+        (BEGUN, {**NOW, "step": 40}),
+        (BEGUN, {**NOW, "step": 30}),
+        (BEGUN, {**NOW, "beat": 1000.0}),
+        (BEGUN, {"attempt": 2}),
+    ],
+)
+def test_an_attempt_that_has_shown_nothing_yet_measures_nothing(begun, now):
+    tallied = {"a1": begun} if begun else {}
+    assert Rates(PLANNED, tallied, {"a1": now, "gone": NOW}).seconds("a", 100, 200.0) is None

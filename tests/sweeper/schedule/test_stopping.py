@@ -12,7 +12,7 @@ import pytest
 from sweeper.schedule import stopping as module
 from sweeper.schedule.stopping import stopping
 
-DRAINING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+DRAINING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @pytest.fixture

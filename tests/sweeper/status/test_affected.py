@@ -78,7 +78,16 @@ def test_where_nothing_tells_them_apart_it_is_said_how_many_they_are():
 
 def test_where_nothing_else_has_run_it_is_everything():
     assert said(IDS[:5], []) == "every trial fails so"
-    assert said(IDS[:5], [], IDS[5:]) == "all 5 trials that have run; 19 are still to run"
+    mixed = [IDS[0], IDS[-1]]
+    assert said(mixed, [], IDS[1:-1]) == "all 2 trials that have run; 22 are still to run"
+
+
+def test_where_nothing_else_has_run_they_are_told_from_what_has_not_run():
+    inside, outside = those(model_name="vit")
+    assert said(inside, [], outside) == "all 8 with model.name=vit; the others have not run"
+    assert said(inside[:5], [], [*inside[5:], *outside]) == (
+        "5 of the 8 with model.name=vit; the others have not run"
+    )
 
 
 def test_one_trial_is_told_by_what_makes_it_itself():

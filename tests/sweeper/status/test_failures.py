@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeper.expression import parse
+from sweeper.schedule.retry import Failure
 from sweeper.status.failures import FailureGroup, advice, again, expression, group_failures
 from sweeper.status.states import STATES
 
@@ -53,7 +54,14 @@ def test_what_is_run_again_is_among_them_and_what_came_right_is_not():
     states |= {"t5": "complete", "t6": "complete", "t7": "waiting"}
     (group,) = group_failures(states, found)
     assert group.trials == ("t1", "t2", "t3")
-    assert (group.retried, group.n_failed) == (("t2", "t3"), 1)
+    assert (group.retried, group.interrupted, group.n_failed) == (("t2", "t3"), (), 1)
+
+
+def test_what_no_driver_runs_again_is_interrupted_and_not_run_again():
+    found = {"t1": failed(), "t2": failed(state="retried"), "t3": failed(state="running")}
+    states = {"t1": "failed", "t2": "interrupted", "t3": "interrupted"}
+    (group,) = group_failures(states, found)
+    assert (group.retried, group.interrupted, group.n_failed) == ((), ("t2", "t3"), 1)
 
 
 @given(
@@ -94,6 +102,21 @@ def test_every_kind_has_its_advice(kind, said):
     assert said in advice(group, "my dir", "t1", ["n1", "n2"])
 
 
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (Failure.lost("t1", "ran longer than --time-limit", "TimeLimit"), "raise `--time-limit`"),
+        (Failure.lost("t1", "no step for 90 s: it was taken to hang"), "`--stalled-after`"),
+        (Failure.lost("t1", "its node is gone"), "the machine failed it"),
+    ],
+)
+def test_a_worker_that_was_given_up_is_not_blamed_on_its_machine(lost, said):
+    group = FailureGroup(lost.error, lost.message, ("t1",), lost.kind)
+    text = advice(group, "d", "t1", ["n1"])
+    assert said in text
+    assert ("sweeper logs d t1" in text) == (lost.error == "TimeLimit")
+
+
 VALUES = st.dictionaries(
     st.sampled_from(["model.name", "optim.lr", "seed", "ema"]),
     st.one_of(
@@ -125,6 +148,8 @@ def test_a_shell_reads_the_command_as_it_is_meant(values):
 def test_a_command_names_trials_where_values_do_not_tell_them():
     assert again("d", ids=["t1", "t2"]) == "sweeper resume d --state failed --id t1 --id t2"
     assert again("d", {}) == "sweeper resume d --state failed"
+    both = again("d", ids=["t1"], states=["failed", "interrupted"])
+    assert both == "sweeper resume d --state failed --state interrupted --id t1"
     assert (
         again("d", {"model.name": "vit", "seed": 3})
         == "sweeper resume d --state failed --where \"model.name == 'vit' and seed == 3\""

@@ -1,86 +1,19 @@
 import json
 import os
 import re
-import socket
 import time
 
 import pytest
 
-from sweeper.config import TrialConfig
 from sweeper.errors import SweepDirError
-from sweeper.grid import Trial
-from sweeper.journal import Journal, Tally
-from sweeper.plan import Size, make_plan, write_plan
+from sweeper.journal import Tally
 from sweeper.status.failures import FailureGroup
 from sweeper.status.states import STATES, Sight, states_of
 from sweeper.status.summary import Watch, read_status
 from sweeper.status.text import status_line, status_lines
 from sweeper.store.seal import seal
 from sweeper.sweep_dir import PREDICTIONS, SweepDir
-
-
-def trial_of(seed):
-    flat = {"data.name": "digits", "model.name": "fc", "optim.name": "sgd", "optim.lr": 0.1}
-    config = TrialConfig.from_flat({**flat, "epochs": 1, "seed": seed})
-    return Trial(config.trial_id, config)
-
-
-TRIALS = [trial_of(seed) for seed in range(6)]
-IDS = [trial.trial_id for trial in TRIALS]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A sweep of six trials of which nothing has been run."""
-    found = SweepDir(tmp_path)
-    found.write_manifest({"name": "six"})
-    write_plan(found.plan, make_plan(TRIALS, (), lambda config: Size(1, 1, 4, 100, 1e6)))
-    return found
-
-
-def journal(folder, *events):
-    with Journal(folder.journal) as writer:
-        for event, fields in events:
-            writer.append(event, **fields)
-            if event == "finished":
-                (folder.path / PREDICTIONS / "trials" / fields["trial"]).mkdir(parents=True)
-
-
-def started(index):
-    return "started", {"trial": IDS[index], "attempt": 1, "step": 0, "n_steps": 9}
-
-
-def finished(index, state="complete"):
-    return "finished", {"trial": IDS[index], "attempt": 1, "state": state, "seconds": 1.0}
-
-
-def failed(index, message="a bug"):
-    fields = {"trial": IDS[index], "kind": "bug", "error": "RuntimeError", "message": message}
-    return "failed", fields
-
-
-def retried(index, message="full"):
-    return "retried", {**failed(index, message)[1], "kind": "oom", "delay": 0.0}
-
-
-def live(folder, *running, t=None, **fields):
-    """What this process, as the driver, says that it runs."""
-    now = time.time() if t is None else t
-    seen = {"attempt": 1, "step": 50, "n_steps": 100, "per_gpu": 1, "host": "n1", "device": "cpu"}
-    found = {"t": now, "pid": os.getpid(), "host": socket.gethostname(), "n_slots": 2, "n_gpus": 0}
-    found["running"] = {IDS[i]: {**seen, "since": now, "beat": now} for i in running}
-    folder.live.write_text(json.dumps({**found, **fields}))
-
-
-def counts(folder):
-    """Those states that any trial is in."""
-    found = read_status(folder).counts
-    assert list(found) == list(STATES)
-    assert sum(found.values()) == 6
-    return {state: n for state, n in found.items() if n}
-
-
-LAUNCHED = ("launched", {"n_planned": 6, "n_todo": 6})
+from tests.six_trials import IDS, LAUNCHED, counts, failed, finished, journal, retried, started
 
 
 def test_before_anything_ran_all_trials_wait(folder):
@@ -153,129 +86,6 @@ def test_the_rate_counts_what_ended_since_the_last_launch(folder):
     assert read_status(folder).trials_per_minute is None
 
 
-# --- what a driver says of itself -------------------------------------------------------------
-
-
-def test_a_trial_runs_only_while_its_driver_lists_it(folder):
-    with folder.locked():
-        journal(folder, LAUNCHED, started(0), started(1), failed(2))
-        time.sleep(0.002)
-        live(folder, 1, 2, 3)  # one that failed in an earlier launch is leased again
-        assert counts(folder) == {"running": 3, "interrupted": 1, "waiting": 2}
-        time.sleep(0.002)
-        journal(folder, started(4), finished(3), retried(1))  # since it said so
-        found = states_of(folder)
-        assert [found[trial] for trial in IDS] == [
-            *("interrupted", "waiting", "running", "complete", "running", "waiting")
-        ]
-    assert counts(folder) == {"interrupted": 3, "failed": 1, "complete": 1, "waiting": 1}
-
-
-@pytest.mark.parametrize("other", [{"pid": 1}, {"host": "elsewhere"}])
-def test_what_an_earlier_driver_said_does_not_count(folder, other):
-    with folder.locked():
-        live(folder, 0, **other)
-        assert counts(folder) == {"waiting": 6}
-        assert read_status(folder).n_slots == 0
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3"])
-def test_what_a_driver_says_may_be_unreadable(folder, text):
-    with folder.locked():
-        journal(folder, LAUNCHED, started(0))
-        folder.live.write_text(text)
-        assert counts(folder) == {"running": 1, "waiting": 5}
-
-
-def test_a_trial_that_failed_waits_for_its_driver_and_is_interrupted_without_one(folder):
-    journal(folder, LAUNCHED, retried(0))
-    assert counts(folder) == {"interrupted": 1, "waiting": 5}
-    with folder.locked():
-        assert counts(folder) == {"waiting": 6}
-        (group,) = read_status(folder).failures
-    assert (group.trials, group.retried, group.kind) == ((IDS[0],), (IDS[0],), "oom")
-
-
-def test_what_is_stored_under_another_name_is_complete_while_it_is_there(folder):
-    (folder.path / PREDICTIONS / "trials" / "told").mkdir(parents=True)
-    for index, label in enumerate(("told", "tgone")):
-        with Journal(folder.journal) as writer:
-            writer.append("finished", trial=IDS[index], state="complete", label=label)
-    assert counts(folder) == {"complete": 1, "waiting": 5}
-
-
-def test_the_time_left_is_that_of_the_steps_left_on_the_slots_there_are(folder):
-    with folder.locked():
-        journal(folder, LAUNCHED)
-        (event, fields) = finished(0)
-        journal(folder, (event, {**fields, "seconds": 40.0, "steps": 100}))
-        time.sleep(0.002)
-        live(folder, 1, 2)  # half through
-        status = read_status(folder)
-        assert status.work_left == 40.0 * (2 * 0.5 + 3)
-        assert status.seconds_left == status.work_left / 2
-        live(folder, 1, 2, is_draining=True)
-        assert (read_status(folder).seconds_left, read_status(folder).is_draining) == (None, True)
-    assert read_status(folder).seconds_left is None
-    assert read_status(folder).work_left == 40.0 * 5, "nothing is known of a checkpoint"
-
-
-def test_the_share_of_the_gpus_in_use_is_that_of_the_slots_that_run_a_trial(folder):
-    with folder.locked():
-        live(folder, 0, 1, 2)
-        assert read_status(folder).in_use == 3
-        assert "slots 3 of 4 busy" in text_of(folder, n_slots=4)
-        shares = {0: 1, 1: 4, 2: 4}
-        assert "GPU share in use 1.5 of 2" in text_of(folder, shares, n_gpus=2)
-
-
-def text_of(folder, shares=(), **fields):
-    """The printed status of a driver that runs the first three trials."""
-    live(folder, 0, 1, 2)
-    found = json.loads(folder.live.read_text()) | fields
-    for index, per_gpu in dict(shares).items():
-        found["running"][IDS[index]]["per_gpu"] = per_gpu
-    folder.live.write_text(json.dumps(found))
-    return "\n".join(status_lines("DIR", read_status(folder)))
-
-
-def test_the_trial_that_was_silent_the_longest_is_named(folder):
-    with folder.locked():
-        live(folder, 0, 1, 2)
-        found = json.loads(folder.live.read_text())
-        found["running"][IDS[1]] |= {"beat": found["t"] - 3600, "host": "n7", "device": "cuda:3"}
-        folder.live.write_text(json.dumps(found))
-        status = read_status(folder)
-        assert (status.beat.trial, status.beat.host, status.beat.device) == (IDS[1], "n7", "cuda:3")
-        assert 3600 <= status.beat.seconds < 3700
-        (line,) = [line for line in status_lines("DIR", status) if "sign of life" in line]
-        assert line.startswith("  oldest sign of life 1 h 0 min ago: ")
-        assert line.endswith(f"{IDS[1]} on n7 cuda:3; it may hang")
-    assert read_status(folder).beat is None
-
-
-@pytest.mark.parametrize("how", ["live", "request"])
-def test_a_driver_that_was_asked_to_stop_drains(folder, how):
-    folder.stop_request.touch()
-    assert not read_status(folder).is_draining, "nobody is there to drain"
-    with folder.locked():
-        if how == "live":
-            folder.stop_request.unlink()
-            live(folder, is_draining=True)
-        status = read_status(folder)
-        assert status.is_draining
-        assert next(status_lines("DIR", status)).startswith("DIR: 6 trials, draining, by process ")
-
-
-def test_shapes_that_share_a_gpu_are_named(folder):
-    packed = [("a b500 #1", 4), ("b b500 #2", 2), ("b b500 #2", 1)]
-    events = [("packed", {"shape": shape, "per_gpu": n, "reason": "r"}) for shape, n in packed]
-    journal(folder, LAUNCHED, *events)
-    status = read_status(folder)
-    assert status.packed == {"a b500 #1": 4}
-    assert "  4 trials share a GPU: a b500 #1" in list(status_lines("DIR", status))
-
-
 # --- looking again, and at some ---------------------------------------------------------------
 
 
@@ -325,7 +135,7 @@ def test_the_three_largest_failure_groups_are_shown_and_where_to_find_the_rest(f
     journal(folder, failed(4, "x\nmore"))
     lines = list(status_lines("DIR", read_status(folder)))
     assert lines[lines.index("  2 failed with RuntimeError: x") + 1] == f"    {IDS[0]}, {IDS[4]}"
-    assert "  1 run again after RuntimeError: full" in lines
+    assert "  1 were to be run again after RuntimeError: full" in lines
     assert "  1 failed with RuntimeError: y" in lines
     assert not [line for line in lines if "RuntimeError: z" in line]
     assert lines[-1] == "  1 more kinds of failure; `sweeper failures DIR` tells more"

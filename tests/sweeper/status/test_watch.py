@@ -1,14 +1,18 @@
 """Waiting for a driver, with a clock that is no clock: every pause is a step of a story."""
 
+import errno
 import io
 import json
 import os
+import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
 from sweeper.config import TrialConfig
+from sweeper.errors import SweepDirError
 from sweeper.grid import Trial
 from sweeper.journal import Journal
 from sweeper.plan import Size, make_plan, write_plan
@@ -146,3 +150,61 @@ def test_who_leaves_the_wait_leaves_the_request(folder):
         with pytest.raises(KeyboardInterrupt):
             stop(folder, lambda text: None, story(leave)[0])
         assert folder.stop_request.exists()
+
+
+def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_on_a_full_disk_the_request_is_an_empty_file(folder, monkeypatch):
+    monkeypatch.setattr("sweeper.status.watch.write_atomically", full)
+    held, sizes = folder.locked(), []
+    held.__enter__()
+
+    def look():
+        sizes.append(folder.stop_request.stat().st_size)
+        held.__exit__(None, None, None)
+
+    assert stop(folder, lambda text: None, story(look)[0]) is True
+    assert sizes == [0]
+    assert not folder.stop_request.exists()
+
+
+@pytest.fixture
+def no_room(monkeypatch):
+    """A disk that is too full for the name of another file; yields the signals that are sent."""
+    monkeypatch.setattr("sweeper.status.watch.write_atomically", full)
+    monkeypatch.setattr(Path, "touch", full)
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda *arguments: sent.append(arguments))
+    return sent
+
+
+def test_on_a_disk_without_room_for_any_file_a_driver_here_is_sent_a_signal(folder, no_room):
+    held = folder.locked()
+    held.__enter__()
+    assert stop(folder, lambda text: None, story(lambda: held.__exit__(None, None, None))[0])
+    assert no_room == [(os.getpid(), signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(
+    "driver", [{"host": "elsewhere", "pid": 7}, {**HERE, "pid": -1}, {**HERE, "pid": "7"}, {}]
+)
+def test_a_driver_that_cannot_be_sent_one_is_an_error_that_says_how(
+    folder, no_room, monkeypatch, driver
+):
+    monkeypatch.setattr(SweepDir, "driver", lambda self: driver)
+    with pytest.raises(SweepDirError, match="no room on the disk") as caught:
+        stop(folder, lambda text: None, story()[0])
+    assert "SIGTERM" in caught.value.hint
+    assert no_room == []
+
+
+def test_a_request_that_fails_otherwise_is_not_made_up_for(folder, monkeypatch):
+    def refused(*arguments):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("sweeper.status.watch.write_atomically", refused)
+    with folder.locked(), pytest.raises(PermissionError):
+        stop(folder, lambda text: None, story()[0])
+    assert not folder.stop_request.exists()
