@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from sweeper.errors import ConfigError, SweeperError, nearest
+from sweeper.options import Json
 from sweeper.registry import BUILT_IN
 
 app = typer.Typer(
@@ -30,7 +31,6 @@ Root = Annotated[
 ImageSize = Annotated[
     int | None, typer.Option("--image-size", min=1, help="As `data.image_size`. Default: 224.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _ALWAYS_THERE = ("digits", "synthetic")
 

@@ -16,7 +16,7 @@ import typer
 from sweeper.background import detach, is_detached
 from sweeper.chosen import Ids, Selectors, States, Where
 from sweeper.errors import SweeperError
-from sweeper.launch_options import (
+from sweeper.options import (
     Address,
     AllowCodeChange,
     AllowEmpty,

@@ -14,6 +14,7 @@ import typer
 
 from sweeper.chosen import Ids, Selectors, States, Where
 from sweeper.errors import ConfigError, SweepDirError, SweeperError, nearest
+from sweeper.options import Json
 from sweeper.sweep_dir import PREDICTIONS, SweepDir
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ EXIT_DAMAGED = 5
 Place = Annotated[
     str, typer.Argument(metavar="DIR", help="A sweep directory, a store's folder, or a URL.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _ONE_TRIAL = "keys as in a grid's `base`, nested or dotted, and one value for each"
 

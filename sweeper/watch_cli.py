@@ -8,21 +8,19 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sweeper.chosen import Ids, Selectors, States, Where, chosen, find_trial
 from sweeper.errors import SweeperError
+from sweeper.options import Dir, Json
 from sweeper.plan import planned_configs
 from sweeper.sweep_dir import SweepDir
 
 POLL_SECONDS = 1.0  # between two looks at a log that is followed
 BUCKET_SECONDS = 10.0  # the same in a bucket, where a log is written anew each half-minute
 
-Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep directory, e.g. runs/digits.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Parts = Mapping[str, bytes]  # of a log, by name
 
 

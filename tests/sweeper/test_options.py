@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeper.errors import SweeperError
-from sweeper.launch_options import seconds_of
+from sweeper.options import seconds_of
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The options of the commands that plan and run a sweep."""
+"""Options of commands: those that several have, and those of planning and running a sweep."""
 
 from __future__ import annotations
 
