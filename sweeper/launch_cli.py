@@ -39,6 +39,7 @@ from sweeper.options import (
     StoreOption,
     SweepDirOption,
     TimeLimit,
+    TrackerName,
     Yes,
     seconds_of,
 )
@@ -111,27 +112,15 @@ def launch(
     yes: Yes = False,
 ) -> None:
     """Run all trials of GRID that are not complete. On an existing directory this is resume."""
-    from sweeper.schedule.driver import Launch
-
     asked = Selectors.of(where, ids, states)
     rules = _rules(per_gpu, time_limit, stalled_after)
-    stop = None if stop_after is None else seconds_of("--stop-after", stop_after)
+    wanted = _wanted(limit, checkpoint_every, allow_code_change, stop_after, rules, log_to)
     made_slots = _Slots(executor, address, slots, rules)
     expansion, made, folder, text = plan_grid(
         grid, sweep_dir, store, set_, max_trials, allow_empty_exclude
     )
     made = narrowed(made, folder, asked)
-    wanted = Launch(
-        expansion.name,
-        text,
-        limit=limit,
-        checkpoint_seconds=seconds_of("--checkpoint-every", checkpoint_every, 0),
-        allow_code_change=allow_code_change,
-        root=root_of(store),
-        stop_after=stop,
-        rules=rules,
-        log_to=tuple(log_to or ()),
-    )
+    wanted = replace(wanted, name=expansion.name, grid_text=text, root=root_of(store))
     _drive(folder, made, wanted, made_slots, _Consent(yes, force, detach))
 
 
@@ -156,24 +145,14 @@ def resume(
     yes: Yes = False,
 ) -> None:
     """Run what is left of the sweep in DIR, without its grid file."""
-    from sweeper.schedule.driver import Launch
-
     asked = Selectors.of(where, ids, states)
     rules = _rules(per_gpu, time_limit, stalled_after)
-    stop = None if stop_after is None else seconds_of("--stop-after", stop_after)
+    wanted = _wanted(limit, checkpoint_every, allow_code_change, stop_after, rules, log_to)
     made_slots = _Slots(executor, address, slots, rules)
     folder = SweepDir(directory).require()
     made = narrowed(plan_stored(folder), folder, asked)
-    wanted = Launch(
-        str(folder.read_manifest().get("name", directory.name)),
-        None,
-        limit=limit,
-        checkpoint_seconds=seconds_of("--checkpoint-every", checkpoint_every, 0),
-        allow_code_change=allow_code_change,
-        stop_after=stop,
-        rules=rules,
-        log_to=tuple(log_to or ()),
-    )
+    name = str(folder.read_manifest().get("name", directory.name))
+    wanted = replace(wanted, name=name)
     _drive(folder, made, wanted, made_slots, _Consent(yes, force, detach))
 
 
@@ -240,6 +219,28 @@ class _Slots:
         # Ray starts a process per processor that it is told of, needed or not.
         n_cpus = min(n_slots, n_todo) * threads
         return TuneExecutor(threads, n_slots=self.n_slots, n_cpus=n_cpus)
+
+
+def _wanted(
+    limit: int | None,
+    checkpoint_every: str,
+    allow_code_change: bool,
+    stop_after: str | None,
+    rules: Rules,
+    log_to: list[TrackerName] | None,
+) -> Launch:
+    """What is asked of a launch, of whichever sweep; its name is still to be filled in."""
+    from sweeper.schedule.driver import Launch
+
+    return Launch(
+        "",
+        limit=limit,
+        checkpoint_seconds=seconds_of("--checkpoint-every", checkpoint_every, 0),
+        allow_code_change=allow_code_change,
+        stop_after=None if stop_after is None else seconds_of("--stop-after", stop_after),
+        rules=rules,
+        log_to=tuple(log_to or ()),
+    )
 
 
 def _rules(per_gpu: int | None, time_limit: str | None, stalled_after: str | None) -> Rules:

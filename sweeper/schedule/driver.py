@@ -101,12 +101,13 @@ def drive(
         _check_code(folder, hashes, launch)
         root = Root(folder.root(launch.root))
         store, complete = _remove_leftovers(folder, root)
-        todo = _todo(plan, launch, complete, Tally.read(folder.status, folder.journal))
         _write_down(folder, plan, launch, hashes)
-        works = dict(zip(plan.work.ids, plan.work.works, strict=True))
-        counts = Counts({trial.trial_id: works[trial.trial_id] for trial in todo})
         with Journal(folder.journal) as journal:
-            scribe = Scribe(folder, root, journal, counts, executor, on_event, stop.is_set)
+            tally, planned = Tally.read(folder.status, folder.journal), plan.work
+            todo = _todo(plan, launch, complete, tally)
+            works = dict(zip(planned.ids, planned.works, strict=True))
+            counts = Counts({trial.trial_id: works[trial.trial_id] for trial in todo})
+            scribe = Scribe(folder, root, journal, tally, counts, executor, on_event, stop.is_set)
             _reconcile(scribe, store, plan, complete)
             scribe.write(
                 "launched",
@@ -117,8 +118,9 @@ def drive(
                 host=socket.gethostname(),
                 pid=os.getpid(),
             )
-            orders = _orders(folder, root, plan, todo, launch, hashes)
-            rules = dataclasses.replace(launch.rules, packed=scribe.tally.packed)
+            shapes = dict(zip(planned.ids, planned.shapes, strict=True))
+            orders = _orders(folder, root, shapes, todo, launch, hashes)
+            rules = dataclasses.replace(launch.rules, packed=tally.packed)
             try:
                 executor.run(orders, scribe.take, stop.is_set, rules)
                 # What a cluster has is known only when it is up.
@@ -176,13 +178,12 @@ def _reconcile(scribe: Scribe, store: Store, plan: Plan, complete: Mapping[str, 
 def _orders(
     folder: SweepDir,
     root: Root,
-    plan: Plan,
+    shapes: Mapping[str, str],
     todo: Sequence[Trial],
     launch: Launch,
     hashes: Mapping[str, str],
 ) -> list[Order]:
     threads = threads_per_trial(folder)
-    shapes = dict(zip(plan.work.ids, plan.shapes, strict=True))
     location = root.location if "://" in root.location else os.path.abspath(root.location)
     return [
         Order(

@@ -98,6 +98,7 @@ class Scribe:
 
     Parameters
     ----------
+    tally : what the journal has so far; kept up to date.
     should_stop : whether not to wait for room on a full disk.
     """
 
@@ -106,12 +107,13 @@ class Scribe:
         folder: SweepDir,
         root: Root,
         journal: Journal,
+        tally: Tally,
         counts: Counts,
         executor: Executor,
         on_event: Callable[[Event, Counts], None],
         should_stop: Callable[[], bool],
     ) -> None:
-        self.tally = Tally.read(folder.status, folder.journal)
+        self.tally = tally
         self._folder, self._root, self._journal = folder, root, journal
         self._counts, self._executor = counts, executor
         self._on_event, self._should_stop = on_event, should_stop

@@ -102,7 +102,9 @@ class TuneExecutor:
         if not orders:
             return
         os.environ.update(_TUNE_SETTINGS)
-        with _scratch() as scratch, _quiet(Path(scratch)):
+        # That Tune's folder cannot be emptied at once is no error of the sweep.
+        folder = tempfile.TemporaryDirectory(prefix="sweeper-", ignore_cleanup_errors=True)
+        with folder as scratch, _quiet(Path(scratch)):
             import ray
 
             self._connect()
@@ -242,13 +244,6 @@ def _signals_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _scratch() -> Iterator[str]:
-    """A folder for what Tune and Ray say; that it cannot be emptied at once is no error."""
-    with tempfile.TemporaryDirectory(prefix="sweeper-", ignore_cleanup_errors=True) as folder:
-        yield folder
 
 
 def _no_cluster(address: str, found: str) -> SweeperError:

@@ -51,6 +51,7 @@ class Written:
             self.folder,
             Root(self.folder.root()),
             self.journal,
+            Tally.read(self.folder.status, self.folder.journal),
             self.counts,
             Slots(),
             lambda event, counts: self.shown.append((event, counts)),
