@@ -7,7 +7,6 @@ To be imported after Tune's settings are in the environment.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 import threading
@@ -20,10 +19,10 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from sweeper.schedule.cluster import set_up
 from sweeper.schedule.executor import Runner
 from sweeper.schedule.packing import Demand, Devices, missing_slots
 from sweeper.schedule.slot import serve
-from sweeper.train.sources.place import ROOT_VARIABLE
 
 _DETAIL = re.compile(r"Worker exit detail: (.*?)(?:\. (?=[A-Z])|\.?$)", re.DOTALL)
 
@@ -175,8 +174,7 @@ class _Slot(tune.Trainable):  # type: ignore[misc]  # Ray is not typed
         import_path: list[str],
         data_root: str,
     ) -> None:
-        sys.path[:] = list(dict.fromkeys([*import_path, *sys.path]))
-        os.environ[ROOT_VARIABLE] = data_root
+        set_up(import_path, data_root)
         self._serve: Callable[[], None] = lambda: serve(
             queue, config["slot"], config["per_gpu"], runner
         )

@@ -8,24 +8,19 @@ the store knows.
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper.attempt import Order
 from sweeper.errors import ClusterError, SweeperError
+from sweeper.schedule.cluster import GO_ON, Node, joined, nodes
 from sweeper.schedule.executor import Event, Runner, Tick
 from sweeper.schedule.leases import Leases
 from sweeper.schedule.packing import Devices
 from sweeper.schedule.rules import Rules
-from sweeper.train.memory import MALLOC_SETTINGS
 from sweeper.train.sources.place import data_root
 from sweeper.trial import run_attempt
 
@@ -35,10 +30,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.2  # how often the driver asks for events
 COUNT_SECONDS = 5.0  # how often it counts the cluster's devices
 END_SECONDS = 30.0  # that Tune may take to end
-ANSWER_SECONDS = 10.0  # in which a cluster's address must answer
-OBJECT_STORE_BYTES = 128 << 20  # nothing large passes through Ray
 
-_GO_ON = "nothing is lost: launch again to go on"
 _SAME_CODE = "sweeper and the plug-ins must be installed alike on every node"
 
 # Read by Tune when it is imported or run: no files of its own, no talk, no signal handlers.
@@ -52,9 +44,6 @@ _TUNE_SETTINGS = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    **MALLOC_SETTINGS,  # slots inherit them
 }
 
 
@@ -68,6 +57,7 @@ class TuneExecutor:
     n_slots : slots to ask for; None for as many as the cluster has room for at the moment. A
         cluster that grows does so for slots that wait for a place.
     n_cpus, n_gpus : what a local cluster has; None for what the machine has.
+    on_joined : called with the cluster's nodes before anything runs there; what it raises ends it.
     """
 
     def __init__(
@@ -79,10 +69,11 @@ class TuneExecutor:
         n_cpus: int | None = None,
         n_gpus: int | None = None,
         runner: Runner = run_attempt,
+        on_joined: Callable[[Sequence[Node]], None] = lambda nodes: None,
     ) -> None:
         self._threads, self._address, self._asked = threads, address, n_slots
-        self._local = {"num_cpus": n_cpus, "num_gpus": n_gpus}
-        self._runner = runner
+        self._n_cpus, self._n_gpus = n_cpus, n_gpus
+        self._runner, self._on_joined = runner, on_joined
         self.n_slots, self.n_gpus = n_slots or 0, 0  # what there is, while it runs
         self._has_gpus = False
 
@@ -102,46 +93,13 @@ class TuneExecutor:
         if not orders:
             return
         os.environ.update(_TUNE_SETTINGS)
-        # That Tune's folder cannot be emptied at once is no error of the sweep.
-        folder = tempfile.TemporaryDirectory(prefix="sweeper-", ignore_cleanup_errors=True)
-        with folder as scratch, _quiet(Path(scratch)):
-            import ray
-
-            self._connect()
-            try:
-                self._count()
-                self._check_room(rules)
-                self._has_gpus = self.n_gpus > 0 or (self._is_to_grow and bool(rules.per_gpu))
-                queue = _make_queue(orders, rules, self._has_gpus)
-                self._serve(queue, on_event, should_stop, Path(scratch))
-            finally:
-                ray.shutdown()
-
-    def _connect(self) -> None:
-        """Start or join the cluster; the process's signals stay as they are."""
-        quiet = {"log_to_driver": False, "logging_level": "error"}
-        with _signals_kept():
-            self._init(quiet)
-
-    def _init(self, quiet: dict[str, Any]) -> None:
-        import ray
-
-        if self._address == "local":
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **self._local,
-                **quiet,
-            )
-        else:
-            _check_answers(self._address)
-            environment = {"env_vars": dict(MALLOC_SETTINGS)}
-            try:
-                ray.init(address=self._address, runtime_env=environment, **quiet)
-            except (ConnectionError, ValueError) as error:
-                first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                raise _no_cluster(self._address, first) from error
+        with joined(self._address, self._n_cpus, self._n_gpus) as scratch:
+            self._count()
+            self._check_room(rules)
+            self._on_joined(nodes())
+            self._has_gpus = self.n_gpus > 0 or (self._is_to_grow and bool(rules.per_gpu))
+            queue = _make_queue(orders, rules, self._has_gpus)
+            self._serve(queue, on_event, should_stop, scratch)
 
     @property
     def _is_to_grow(self) -> bool:
@@ -166,11 +124,9 @@ class TuneExecutor:
 
         Whether slots have GPUs does not change while it runs, though all of them may be gone.
         """
-        import ray
-
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        n_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-        n_slots = sum(int(node.get("CPU", 0)) // self._threads for node in nodes)
+        there = nodes()
+        n_gpus = sum(node.n_gpus for node in there)
+        n_slots = sum(node.n_cpus // self._threads for node in there)
         self.n_gpus, self.n_slots = n_gpus, self._asked or n_slots
         return Devices((self._asked or n_gpus) if self._has_gpus else None, self.n_slots)
 
@@ -196,7 +152,7 @@ class TuneExecutor:
             return  # whatever Tune then met on its way out
         if placing.failure is not None:
             raise placing.failure
-        raise ClusterError("ray", "Tune ended before the sweep did", hint=_GO_ON)
+        raise ClusterError("ray", "Tune ended before the sweep did", hint=GO_ON)
 
     def _watch(
         self,
@@ -227,42 +183,6 @@ class TuneExecutor:
         return False
 
 
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Start Ray without giving the process's signals to it, and let it survive the terminal.
-
-    Ray's own handler of SIGTERM would end the driver on the spot. What it starts ignores SIGHUP:
-    when a terminal is closed the driver has it checkpoint and ends it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _no_cluster(address: str, found: str) -> SweeperError:
-    hint = "`ray status` on the cluster's head tells whether it is up"
-    where = f"no cluster at `{address}` ({found})"
-    return SweeperError("--address", where, "`auto`, or the `host:port` of a Ray cluster", hint)
-
-
-def _check_answers(address: str) -> None:
-    """Refuse an address where nothing answers, for which Ray would wait a minute twenty times."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return  # `auto`, and what else Ray may know
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster(address, f"nothing answers: {error}") from error
-
-
 def _make_queue(orders: Sequence[Order], rules: Rules, has_gpus: bool) -> Any:
     """Start the queue beside the driver, so that no other node's end takes it along."""
     import ray
@@ -286,44 +206,3 @@ class _Placing(threading.Thread):
             self._place()
         except BaseException as error:
             self.failure = error
-
-
-@contextmanager
-def _quiet(scratch: Path) -> Iterator[None]:
-    """Send what Ray and Tune print to a file, and show its end if they fail.
-
-    Tune prints the traceback of every slot that is restarted, which is our normal life. Its C++
-    parts write to the file descriptors, so these are redirected too; what shows progress must
-    write to a descriptor of its own, made before.
-    """
-    talk = scratch / "ray.log"
-    streams = sys.stdout, sys.stderr
-    for stream in streams:
-        stream.flush()
-    kept = {number: os.dup(number) for number in (1, 2)}
-    with talk.open("w", buffering=1) as sink:
-        for number in kept:
-            os.dup2(sink.fileno(), number)
-        sys.stdout = sys.stderr = sink
-        try:
-            yield
-        except (SweeperError, OSError):  # of the driver, not of Ray
-            raise
-        except Exception as error:
-            raise _cluster_error(error, talk) from error
-        finally:
-            sys.stdout, sys.stderr = streams
-            for number, original in kept.items():
-                os.dup2(original, number)
-                os.close(original)
-
-
-def _cluster_error(error: Exception, talk: Path) -> ClusterError:
-    """What Ray ended with, and the last that it said."""
-    tail = talk.read_text(errors="replace").strip().splitlines()[-15:]
-    first = (str(error).strip().splitlines() or [""])[0]
-    return ClusterError(
-        "ray",
-        f"{type(error).__name__}: {first}",
-        hint="\n".join([_GO_ON, *(["Ray's last words:", *tail] if tail else [])]),
-    )

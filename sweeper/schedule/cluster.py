@@ -1,0 +1,270 @@
+"""A Ray cluster: started here or joined, the nodes that it has, and what each of them answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from sweeper.errors import ClusterError, SweeperError
+from sweeper.train.memory import MALLOC_SETTINGS
+from sweeper.train.sources.place import ROOT_VARIABLE, data_root
+
+T = TypeVar("T")
+
+ANSWER_SECONDS = 10.0  # in which a cluster's address must answer
+OBJECT_STORE_BYTES = 128 << 20  # nothing large passes through Ray
+GO_ON = "nothing is lost: launch again to go on"
+
+_KIND = "accelerator_type:"  # what Ray calls the resource that names a node's GPUs
+_SETTINGS = {  # read by Ray when it starts; slots inherit them
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    **MALLOC_SETTINGS,
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is up: what it has for slots, and of which kind its GPUs are, if Ray knows."""
+
+    node_id: str
+    host: str
+    address: str
+    n_cpus: int
+    n_gpus: int
+    kind: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.host} ({self.address})" if self.host != self.address else self.host
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """What a node said, or why it did not."""
+
+    node: Node
+    said: T | None
+    problem: str = ""
+
+
+@contextmanager
+def joined(
+    address: str = "local", n_cpus: int | None = None, n_gpus: int | None = None
+) -> Iterator[Path]:
+    """Join a cluster, or have one here for as long as this lasts; a folder for scratch.
+
+    What Ray prints goes to a file meanwhile; the process's signals stay as they are.
+
+    Parameters
+    ----------
+    address : of a cluster to join, as `host:port` or `auto`; `local` for one of this process.
+    n_cpus, n_gpus : what a local cluster has; None for what the machine has.
+
+    Raises
+    ------
+    SweeperError : no cluster answers at the address.
+    ClusterError : it is lost on the way, or Ray fails.
+    """
+    os.environ.update(_SETTINGS)
+    # That the folder cannot be emptied at once is no error of the sweep.
+    folder = tempfile.TemporaryDirectory(prefix="sweeper-", ignore_cleanup_errors=True)
+    with folder as scratch, _quiet(Path(scratch)):
+        import ray
+
+        with _signals_kept():
+            _connect(address, {"num_cpus": n_cpus, "num_gpus": n_gpus})
+        try:
+            yield Path(scratch)
+        finally:
+            ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """The nodes that are up, of the cluster that this process has joined."""
+    import ray
+
+    return [_node(found) for found in ray.nodes() if found["Alive"]]
+
+
+def _node(found: dict[str, Any]) -> Node:
+    has = found["Resources"]
+    kinds = [name.removeprefix(_KIND) for name in has if name.startswith(_KIND)]
+    return Node(
+        found["NodeID"],
+        found["NodeManagerHostname"],
+        found["NodeManagerAddress"],
+        int(has.get("CPU", 0)),
+        int(has.get("GPU", 0)),
+        min(kinds, default=""),
+    )
+
+
+def of_kind(kind: str) -> dict[str, float]:
+    """The resource by which a slot asks for a node whose GPUs are of this kind."""
+    return {f"{_KIND}{kind}": 0.001} if kind else {}
+
+
+def ask_every_node(ask: Callable[[], T], seconds: float) -> list[Answer[T]]:
+    """Call a function on every node, heads without processors included, all at once.
+
+    Parameters
+    ----------
+    ask : a function of this package or of a plug-in, or a partial of one: it goes by its name.
+    seconds : in which a node must answer.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there, task = nodes(), ray.remote(num_cpus=0, max_retries=0)(_answer)
+    asked = [
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        ).remote(list(sys.path), str(data_root()), ask)
+        for node in there
+    ]
+    deadline = time.monotonic() + seconds
+    return [_heard(node, answer, deadline) for node, answer in zip(there, asked, strict=True)]
+
+
+def _answer(import_path: Sequence[str], data: str, ask: Callable[[], T]) -> T:
+    """On a node: answer as a slot would, with its import path and its data."""
+    set_up(import_path, data)
+    return ask()
+
+
+def set_up(import_path: Sequence[str], data: str) -> None:
+    """Make this process, on whichever node, look for code and data where the driver does."""
+    sys.path[:] = list(dict.fromkeys([*import_path, *sys.path]))
+    os.environ[ROOT_VARIABLE] = data
+
+
+def _heard(node: Node, answer: Any, deadline: float) -> Answer[Any]:
+    import ray
+
+    try:
+        return Answer(node, ray.get(answer, timeout=max(deadline - time.monotonic(), 0.1)))
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(answer, force=True)
+        return Answer(node, None, "it does not answer")
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        return Answer(node, None, _last_line(cause))
+    except ray.exceptions.RayError as error:
+        return Answer(node, None, _last_line(error))
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
+
+
+# --- joining --------------------------------------------------------------------------------
+
+
+def _connect(address: str, local: dict[str, int | None]) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address == "local":
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **local,
+            **quiet,
+        )
+        return
+    _check_answers(address)
+    environment = {"env_vars": dict(MALLOC_SETTINGS)}
+    try:
+        ray.init(address=address, runtime_env=environment, **quiet)
+    except (ConnectionError, ValueError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise _no_cluster(address, first) from error
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Start Ray without giving the process's signals to it, and let it survive the terminal.
+
+    Ray's own handler of SIGTERM would end the driver on the spot. What it starts ignores SIGHUP:
+    when a terminal is closed the driver has it checkpoint and ends it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _no_cluster(address: str, found: str) -> SweeperError:
+    hint = "`ray status` on the cluster's head tells whether it is up"
+    where = f"no cluster at `{address}` ({found})"
+    return SweeperError("--address", where, "`auto`, or the `host:port` of a Ray cluster", hint)
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nothing answers, for which Ray would wait a minute twenty times."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto`, and what else Ray may know
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, f"nothing answers: {error}") from error
+
+
+@contextmanager
+def _quiet(scratch: Path) -> Iterator[None]:
+    """Send what Ray and Tune print to a file, and show its end if they fail.
+
+    Tune prints the traceback of every slot that is restarted, which is our normal life. Its C++
+    parts write to the file descriptors, so these are redirected too; what shows progress must
+    write to a descriptor of its own, made before.
+    """
+    talk = scratch / "ray.log"
+    streams = sys.stdout, sys.stderr
+    for stream in streams:
+        stream.flush()
+    kept = {number: os.dup(number) for number in (1, 2)}
+    with talk.open("w", buffering=1) as sink:
+        for number in kept:
+            os.dup2(sink.fileno(), number)
+        sys.stdout = sys.stderr = sink
+        try:
+            yield
+        except (SweeperError, OSError):  # of the driver, not of Ray
+            raise
+        except Exception as error:
+            raise _cluster_error(error, talk) from error
+        finally:
+            sys.stdout, sys.stderr = streams
+            for number, original in kept.items():
+                os.dup2(original, number)
+                os.close(original)
+
+
+def _cluster_error(error: Exception, talk: Path) -> ClusterError:
+    """What Ray ended with, and the last that it said."""
+    tail = talk.read_text(errors="replace").strip().splitlines()[-15:]
+    first = (str(error).strip().splitlines() or [""])[0]
+    return ClusterError(
+        "ray",
+        f"{type(error).__name__}: {first}",
+        hint="\n".join([GO_ON, *(["Ray's last words:", *tail] if tail else [])]),
+    )
