@@ -16,7 +16,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep directory, e.g. runs/digits.")]
+Places = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DIR...", help="Sweep directories, e.g. runs/digits, stores' folders, or URLs."
+    ),
+]
+Dir = Annotated[
+    str, typer.Argument(metavar="DIR", help="A sweep directory, or what `--out` named.")
+]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="Artifacts go into DIR/analysis. Default: the sweep directory, if it is the only one.",
+    ),
+]
 Where = Annotated[
     str | None,
     typer.Option(
@@ -34,44 +50,55 @@ Components = Annotated[
 
 @app.command()
 def distances(
-    directory: Dir, where: Where = None, exclude_untrained: ExcludeUntrained = False
+    directories: Places,
+    out: Out = None,
+    where: Where = None,
+    exclude_untrained: ExcludeUntrained = False,
 ) -> None:
     """Compute the distances between all snapshots of the complete trials."""
     from analysis import stages
+    from analysis.places import asked
 
-    _print(stages.distances(directory, where, exclude_untrained, _say, _Progress("distances")))
+    folder, places = asked(directories, out)
+    progress = _Progress("distances")
+    _print(stages.distances(folder, where, exclude_untrained, _say, progress, places))
 
 
 @app.command()
 def inpca(directory: Dir, components: Components = None) -> None:
     """Embed the distances, and place truth and ignorance."""
     from analysis import stages
+    from analysis.places import existing
 
-    _print(stages.embed(directory, components, _say))
+    _print(stages.embed(existing(directory), components, _say))
 
 
 @app.command()
 def report(directory: Dir) -> None:
     """Draw the embedding: one HTML page that works offline, and figures."""
     from analysis import stages
+    from analysis.places import existing
 
-    _print(stages.report(directory, _say))
+    _print(stages.report(existing(directory), _say))
 
 
 @app.command(name="all")
 def all_stages(
-    directory: Dir,
+    directories: Places,
+    out: Out = None,
     where: Where = None,
     exclude_untrained: ExcludeUntrained = False,
     components: Components = None,
 ) -> None:
     """Run distances, inpca and report; what is unchanged is skipped."""
     from analysis import stages
+    from analysis.places import asked
 
-    with stages.alone(directory):
-        distances(directory, where, exclude_untrained)
-        inpca(directory, components)
-        report(directory)
+    folder, _ = asked(directories, out)
+    with stages.alone(folder):
+        distances(directories, out, where, exclude_untrained)
+        inpca(str(folder), components)
+        report(str(folder))
 
 
 def _print(paths: Iterable[Path]) -> None:

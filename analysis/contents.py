@@ -14,8 +14,8 @@ from analysis.inpca import explained_stress
 from analysis.provenance import provenance, read_document, read_table
 from analysis.select import select
 from analysis.tiles import open_distances
+from analysis.union import open_union
 from sweeper.errors import AnalysisError
-from sweeper.store import open_store
 
 _NOT_CONFIG = ("state", "n_snapshots", "digest", "left_out")
 METRICS = ("test_accuracy", "test_loss", "train_accuracy", "train_loss")
@@ -27,11 +27,11 @@ class Contents:
 
     Attributes
     ----------
-    name : of the sweep.
+    name : of the sweep, or of each.
     embedding : rows of `embedding.parquet`: trial_id, snapshot, step, epoch, accuracy, loss, pc1….
     references : rows of `references.parquet`: trial_id (`truth`, `ignorance`), pc1….
     spectrum : eigenvalues, explained stress, bound: the contents of `inpca.json`.
-    trials : every trial of the store, as `analysis.select.Selection.trials`.
+    trials : every trial of the stores, as `analysis.select.Selection.trials`.
     about : provenance of the report.
     notes : what the reader should know about how current this is.
     """
@@ -62,11 +62,14 @@ class Contents:
 
     @property
     def varying(self) -> list[str]:
-        """Configuration columns in which the embedded trials differ, `model.name` first."""
+        """Columns in which the embedded trials differ, `model.name` first, `sweep` last.
+
+        They are those of the configuration, and `sweep`, where a trial was read.
+        """
         table = self.embedded_trials
         config = [c for c in table.columns if c not in _NOT_CONFIG and c not in METRICS]
         found = [c for c in config if table[c].astype(str).nunique() > 1]
-        return sorted(found, key=lambda c: (c != "model.name", c == "seed"))
+        return sorted(found, key=lambda c: (c != "model.name", c == "sweep", c == "seed"))
 
     def axis(self, k: int) -> str:
         """The name of axis k (from 1), time-like ones marked."""
@@ -74,17 +77,18 @@ class Contents:
         return f"PC {k}" + (" (time-like)" if value < 0 else "")
 
 
-def gather(sweep_dir: Path, folder: Path) -> Contents:
-    """Read the artifacts in `folder` and the trials of the sweep.
+def gather(directory: Path, folder: Path) -> Contents:
+    """Read the artifacts in `folder` and the trials of the stores at or recorded in `directory`.
 
     Raises
     ------
-    AnalysisError : there is no embedding, or it is of other distances than are there.
+    AnalysisError : there is no embedding, it is of other distances than are there, or a store has
+        gone.
     StoreError : an artifact is damaged.
     """
-    hint = f"run `sweeper analyze inpca {sweep_dir}` first"
+    hint = f"run `sweeper analyze inpca {directory}` first"
     if not (folder / "inpca.json").exists():
-        raise AnalysisError(str(sweep_dir), "no embedding here", hint=hint)
+        raise AnalysisError(str(directory), "no embedding here", hint=hint)
     spectrum = read_document(folder / "inpca.json")
     embedded = spectrum["provenance"]
     (embedding, of_points), (references, of_references) = (
@@ -92,26 +96,27 @@ def gather(sweep_dir: Path, folder: Path) -> Contents:
     )
     made = {item["fingerprint"] for item in (embedded, of_points, of_references)}
     if made != {embedded["fingerprint"]} or not _is_current(folder, embedded):
-        raise AnalysisError(str(sweep_dir), "the embedding is not of the distances here", hint=hint)
+        raise AnalysisError(str(directory), "the embedding is not of the distances here", hint=hint)
     asked = embedded["parameters"]
-    selection = select(open_store(sweep_dir), asked["where"], asked["exclude_untrained"])
+    union = open_union([directory])
+    selection = select(union, asked["where"], asked["exclude_untrained"])
     table = selection.trials.to_csv().encode()
     about = provenance(
         "report",
         {**embedded["inputs"], "inpca": embedded["fingerprint"], "trials": _hash(table)},
         asked,
         selection.left_out,
+        selection.places(directory),
     )
     gone = set(embedding["trial_id"]) - set(selection.trials.index)
     if gone:
         raise AnalysisError(
-            str(sweep_dir),
+            str(directory),
             f"trial {min(gone)} is embedded but not in the store",
-            hint=f"run `sweeper analyze all {sweep_dir}`",
+            hint=f"run `sweeper analyze all {directory}`",
         )
-    notes = _notes(selection.digests, embedded["inputs"]["digests"], sweep_dir)
-    name = Path(sweep_dir).resolve().name
-    return Contents(name, embedding, references, spectrum, selection.trials, about, notes)
+    notes = _notes(selection.digests, embedded["inputs"]["digests"], directory)
+    return Contents(union.name, embedding, references, spectrum, selection.trials, about, notes)
 
 
 def _is_current(folder: Path, embedded: dict[str, Any]) -> bool:
@@ -123,11 +128,11 @@ def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def _notes(now: dict[str, str], then: dict[str, str], sweep_dir: Path) -> tuple[str, ...]:
+def _notes(now: dict[str, str], then: dict[str, str], directory: Path) -> tuple[str, ...]:
     added = len(now.keys() - then.keys())
     if not added:
         return ()
     return (
         f"{added} trials have completed since the distances were computed and are not shown; "
-        f"run `sweeper analyze all {sweep_dir}`",
+        f"run `sweeper analyze all {directory}`",
     )

@@ -19,13 +19,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold a folder, made if absent, as its only writer; who holds it may hold it again inside.
 
     The kernel's file lock on `folder/lock` decides, so that a killed analysis blocks no other. A
-    folder that was made for nothing, because what is done inside raised, is removed again.
+    folder that was made for nothing, because what is done inside raised, is removed again, and so
+    are those above it.
 
     Raises
     ------
     AnalysisError : another process or thread holds it.
     """
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     place = folder.resolve()
     if place in _held.get():
@@ -48,7 +49,9 @@ def locked(folder: Path) -> Iterator[None]:
         except BaseException:
             if made and os.listdir(folder) == ["lock"]:
                 (folder / "lock").unlink()
-                folder.rmdir()
+                with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+                    for path in made:
+                        path.rmdir()
             raise
         finally:
             _held.reset(token)

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,19 @@ def provenance(
     inputs: Mapping[str, Any],
     parameters: Mapping[str, Any],
     left_out: Mapping[str, Any],
+    places: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """A record of JSON values: stage, inputs, parameters, left out, versions, fingerprint.
+    """A record of JSON values: stage, inputs, parameters, left out, places, versions, fingerprint.
 
     The fingerprint (12 hex digits) covers what the result depends on: stage, inputs, parameters
-    and our own version.
+    and our own version. The same trials give the same result wherever they were read.
     """
     about: dict[str, Any] = {"stage": stage, "inputs": dict(inputs), "parameters": dict(parameters)}
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     text = json.dumps([about, versions["sweeper"]], sort_keys=True, allow_nan=False)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
-    about |= {"left_out": dict(left_out), "versions": versions, "fingerprint": fingerprint}
+    about |= {"left_out": dict(left_out), "places": [dict(place) for place in places]}
+    about |= {"versions": versions, "fingerprint": fingerprint}
     return dict(json.loads(json.dumps(about)))
 
 

@@ -6,14 +6,16 @@
                      ─embed→     embedding.parquet, references.parquet, inpca.json
                      ─report→    report.html, figures/*.png
 
-One process at a time is at work on a sweep's artifacts; a second one is refused.
+Each is told the folder whose `analysis/` holds the artifacts: a sweep directory, or one that is
+there for the artifacts of several stores or of one elsewhere. One process at a time is at work on
+them; a second one is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -25,12 +27,12 @@ from analysis.bhattacharyya import COEFFICIENT_FLOOR
 from analysis.blocks import DistanceBlocks
 from analysis.inpca import COMPONENTS, InPCA, inpca
 from analysis.lock import locked
+from analysis.places import artifacts
 from analysis.provenance import provenance, read_document, read_table, write_document, write_table
 from analysis.select import Selection, select
 from analysis.tiles import DISTANCES, TILE, Tiling, open_distances
-from sweeper.errors import AnalysisError, StoreError
-from sweeper.store import Store, open_store
-from sweeper.sweep_dir import PREDICTIONS
+from analysis.union import open_union
+from sweeper.errors import StoreError
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -39,50 +41,56 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def alone(sweep_dir: Path) -> Iterator[None]:
-    """Hold the artifacts of a sweep, as every stage does, through several stages.
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the artifacts in a folder, as every stage does, through several stages.
 
     Raises
     ------
-    AnalysisError : another process analyses this sweep. MissingStoreError : there is no store.
+    AnalysisError : another process holds them, or the folder is a store.
     """
-    with locked(_folder(sweep_dir)):
+    with locked(artifacts(folder)):
         yield
 
 
 def _alone(stage: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
     @functools.wraps(stage)
-    def run(sweep_dir: Path, /, *args: P.args, **options: P.kwargs) -> T:
-        with alone(sweep_dir):
-            return stage(sweep_dir, *args, **options)
+    def run(folder: Path, /, *args: P.args, **options: P.kwargs) -> T:
+        with alone(folder):
+            return stage(folder, *args, **options)
 
     return run
 
 
 @_alone
 def distances(
-    sweep_dir: Path,
+    folder: Path,
     where: str | None = None,
     exclude_untrained: bool = False,
     say: Say = lambda message: None,
     progress: Progress = lambda done, total: None,
+    places: Sequence[str] = (),
 ) -> list[Path]:
     """Select snapshots and compute the distances between all of them.
 
     Tiles that are there, finished and undamaged are kept. Returns the paths of the artifacts.
 
+    Parameters
+    ----------
+    places : where the trials are, see `open_union`; by default the folder itself.
+
     Raises
     ------
     SweeperError : no store, nothing to analyse, differing samples, damaged predictions.
     """
-    folder, store = _folder(sweep_dir), open_store(sweep_dir)
-    selection = select(store, where, exclude_untrained)
-    about = _about(selection, store)
+    union = open_union(places or [folder], say)
+    selection = select(union, where, exclude_untrained)
+    about = _about(selection, folder)
     for line in _summary(selection):
         say(line)
-    path, table = folder / DISTANCES, folder / "snapshots.parquet"
+    path, table = (artifacts(folder) / name for name in (DISTANCES, "snapshots.parquet"))
     M = len(selection.rows)
-    blocks = DistanceBlocks(store.location, selection.rows, selection.split)
+    homes = {trial_id: home.store.location for trial_id, home in selection.homes.items()}
+    blocks = DistanceBlocks(homes, selection.rows, selection.split)
     computed = filling.fill(path, blocks, Tiling(M, min(M, TILE)), about, progress=progress)
     # The rows come second: until they are those of the matrix, readers refuse the two.
     write_table(table, selection.rows, about)
@@ -93,7 +101,7 @@ def distances(
 
 @_alone
 def embed(
-    sweep_dir: Path, n_components: int | None = None, say: Say = lambda message: None
+    folder: Path, n_components: int | None = None, say: Say = lambda message: None
 ) -> list[Path]:
     """Embed the distances by InPCA, and place truth and ignorance.
 
@@ -106,16 +114,17 @@ def embed(
     SweeperError : there are no distances, they are unfinished or damaged, or `n_components` is
         out of range.
     """
-    folder, D = _folder(sweep_dir), open_distances(sweep_dir)
+    place, D = artifacts(folder), open_distances(folder)
     k = min(COMPONENTS, D.shape[0]) if n_components is None else n_components
     about = provenance(
         "inpca",
         {"distances": D.about["fingerprint"], **D.about["inputs"]},
         {**D.about["parameters"], "n_components": k},
         D.about["left_out"],
+        D.about.get("places", ()),
     )
-    tables = [folder / "embedding.parquet", folder / "references.parquet"]
-    document = folder / "inpca.json"
+    tables = [place / "embedding.parquet", place / "references.parquet"]
+    document = place / "inpca.json"
     if _unchanged(about, tables, document):
         say("inpca: unchanged")
         return [*tables, document]
@@ -129,7 +138,7 @@ def embed(
 
 
 @_alone
-def report(sweep_dir: Path, say: Say = lambda message: None) -> list[Path]:
+def report(folder: Path, say: Say = lambda message: None) -> list[Path]:
     """Draw the embedding: one HTML page and the figures as PNG.
 
     Raises
@@ -140,61 +149,56 @@ def report(sweep_dir: Path, say: Say = lambda message: None) -> list[Path]:
     from analysis.figures import FIGURES, write_figures
     from analysis.report import fingerprint_of, write_report
 
-    folder = _folder(sweep_dir)
-    contents = gather(sweep_dir, folder)
-    page = folder / "report.html"
-    figures = [folder / "figures" / name for name in FIGURES]
+    place, contents = artifacts(folder), gather(folder, artifacts(folder))
+    page = place / "report.html"
+    figures = [place / "figures" / name for name in FIGURES]
     for note in contents.notes:
         say(note)
     unchanged = fingerprint_of(page) == contents.about["fingerprint"]
     if unchanged and all(path.exists() for path in figures):
         say("report: unchanged")
     else:
-        write_figures(contents, folder / "figures")
+        write_figures(contents, place / "figures")
         write_report(contents, page)  # last: with it, the figures of this embedding are there
     return [page, *figures]
 
 
-def _folder(sweep_dir: Path) -> Path:
-    """Where a sweep's artifacts go."""
-    if open_store(sweep_dir).location == str(Path(sweep_dir)):
-        raise AnalysisError(
-            str(sweep_dir),
-            "a store, not a sweep directory",
-            f"a directory that holds `{PREDICTIONS}`",
-            f"artifacts go beside the store: give `{Path(sweep_dir).parent}`",
-        )
-    return Path(sweep_dir) / "analysis"
-
-
-def _about(selection: Selection, store: Store) -> dict[str, Any]:
+def _about(selection: Selection, folder: Path) -> dict[str, Any]:
     """The provenance of the distances of a selection."""
-    trial_id = str(selection.rows["trial_id"].iloc[0])
+    trial_id, home = next(iter(selection.homes.items()))
+    n_samples, n_classes = home.store.shape(selection.split, trial_id)
     return provenance(
         "distances",
         {
             "digests": selection.digests,
-            "sample_set": store.sample_set(selection.split, trial_id),
+            "sample_set": home.store.sample_set(selection.split, trial_id),
         },
         {
             "where": selection.where,
             "exclude_untrained": selection.exclude_untrained,
             "split": selection.split,
-            "n_samples": len(store.labels(selection.split, trial_id)),
-            "n_classes": len(store.class_names(trial_id)),
+            "n_samples": n_samples,
+            "n_classes": n_classes,
             "coefficient_floor": COEFFICIENT_FLOOR,
         },
         selection.left_out,
+        selection.places(folder),
     )
 
 
 def _summary(selection: Selection) -> list[str]:
     """What is analysed and what is not, in words."""
-    lines = [f"{len(selection.digests)} trials, {len(selection.rows)} snapshots"]
-    for reason, trial_ids in selection.left_out.items():
-        more = f" and {len(trial_ids) - 3} more" if len(trial_ids) > 3 else ""
-        lines.append(f"left out, {reason}: {len(trial_ids)} ({', '.join(trial_ids[:3])}{more})")
-    return lines
+    again = sorted(set().union(*selection.repeated.values()))
+    return [
+        f"{len(selection.digests)} trials, {len(selection.rows)} snapshots",
+        *([f"in several places, taken once: {_counted(again)}"] if again else []),
+        *(f"left out, {reason}: {_counted(ids)}" for reason, ids in selection.left_out.items()),
+    ]
+
+
+def _counted(trial_ids: Sequence[str]) -> str:
+    more = f" and {len(trial_ids) - 3} more" if len(trial_ids) > 3 else ""
+    return f"{len(trial_ids)} ({', '.join(trial_ids[:3])}{more})"
 
 
 def _unchanged(about: dict[str, Any], tables: list[Path], document: Path) -> bool:

@@ -76,7 +76,7 @@ def open_distances(path: str | Path) -> Distances:
 
     Parameters
     ----------
-    path : a sweep directory, or the folder of the matrix.
+    path : a sweep directory, what `--out` named, or the folder of the matrix.
 
     Raises
     ------

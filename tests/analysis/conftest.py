@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,32 @@ def write_trial() -> Callable[..., np.ndarray]:
     return _write_trial
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
-    """Four complete trials of two models, one diverged, one incomplete."""
-    folder = tmp_path / "tiny"
+@pytest.fixture(scope="session")
+def _sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("analysis") / "tiny"
     for i, model in enumerate(("fc", "fc", "vit", "vit")):
         _write_trial(folder, f"t{i}", {"model.name": model, "optim.lr": 0.1 * (i + 1), "seed": i})
     _write_trial(folder, "t8", {"model.name": "fc"}, "diverged", 3)
     _write_trial(folder, "t9", {"model.name": "vit"}, None)
     return folder
+
+
+@pytest.fixture
+def sweep(_sweep: Path, tmp_path: Path) -> Path:
+    """Four complete trials of two models, one diverged, one incomplete."""
+    return Path(shutil.copytree(_sweep, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def copy_trials() -> Callable[..., None]:
+    """Put some trials of a sweep, finished or not, into the store of another."""
+
+    def copy(sweep: Path, trials: Iterable[str], other: Path) -> None:
+        source, target = sweep / "predictions.zarr", other / "predictions.zarr"
+        below = [f"{kind}/{trial_id}" for trial_id in trials for kind in ("trials", "staging")]
+        for name in ("samples", *below):
+            if (source / name).exists():
+                shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+        shutil.copy(source / "zarr.json", target)
+
+    return copy

@@ -71,3 +71,10 @@ def test_who_holds_a_folder_may_hold_it_again_inside_and_still_keeps_others_out(
     assert len(refused) == 1
     other()
     assert len(refused) == 1
+
+
+def test_folders_that_were_made_for_nothing_are_removed_and_no_others(tmp_path):
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "kept" / "x" / "y" / "analysis"):
+        1 / 0  # noqa: B018
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]

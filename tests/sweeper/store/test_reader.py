@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.select import select
+from analysis.union import open_union
 from sweeper.errors import FormatVersionError, MissingStoreError, StoreError
 from sweeper.store import Store, open_store, reader, schema
 from sweeper.store import seal as sealing
@@ -130,7 +131,7 @@ def test_epochs_below_0_are_recorded_sealed_verified_and_selected(tiny):
     assert store.trial_attributes(header.trial_id)["epochs"] == epochs
     assert store.snapshots(header.trial_id).equals(staged)
     assert verify(store).damages == ()
-    rows = select(store).rows
+    rows = select(open_union([tiny.path])).rows
     assert rows["epoch"].tolist() == epochs
     assert rows["step"].tolist() == list(header.steps)
 
