@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -32,29 +33,43 @@ ImageSize = Annotated[
     int | None, typer.Option("--image-size", min=1, help="As `data.image_size`. Default: 224.")
 ]
 
+OnCluster = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="Do it on every node of a Ray cluster, `auto` or `host:port`; else here."
+    ),
+]
+
+_NODE_SECONDS = 24 * 3600.0  # that a node may take; a server that is silent is given up long before
 _ALWAYS_THERE = ("digits", "synthetic")
 
 
 @app.command()
-def get(name: Name, root: Root = None) -> None:
+def get(name: Name, root: Root = None, address: OnCluster = None) -> None:
     """Download the data set NAME and check it; what is there already is only checked."""
     _known(name)
     if name in _ALWAYS_THERE:
         _say(f"{name} needs no files")
         return
-    with _naming(f"data get {name}"):
-        _refuse_what_is_not_public(name)
-        from sweeper.train.sources.fetch import fetch
-        from sweeper.train.sources.place import data_root
+    _refuse_what_is_not_public(name)
+    _use(root)
+    _do(f"data get {name}", address, functools.partial(_get, name))
 
-        place = _use(root) or data_root()
-        with contextlib.redirect_stdout(sys.stderr):
-            is_new = fetch(name, place, lambda: _say(f"{name}: waiting for another download"))
-    _say(f"{place / name}: {'downloaded and checked' if is_new else 'was there; checked'}")
+
+def _get(name: str) -> str:
+    from sweeper.train.sources.fetch import fetch
+    from sweeper.train.sources.place import data_root
+
+    root = data_root()
+    with contextlib.redirect_stdout(sys.stderr):
+        is_new = fetch(name, root, lambda: _say(f"{name}: waiting for another download"))
+    return f"{root / name}: {'downloaded and checked' if is_new else 'was there; checked'}"
 
 
 @app.command()
-def prepare(name: Name, image_size: ImageSize = None, root: Root = None) -> None:
+def prepare(
+    name: Name, image_size: ImageSize = None, root: Root = None, address: OnCluster = None
+) -> None:
     """Decode and resize NAME (imagenet) once, into a copy that trains without decoding.
 
     A copy that is there already is read and checked. At the default size it takes 262 GB.
@@ -63,18 +78,21 @@ def prepare(name: Name, image_size: ImageSize = None, root: Root = None) -> None
     if name != "imagenet":
         raise SweeperError(f"data prepare {name}", "only `imagenet` is decoded while training")
     _use(root)
-    with _naming(f"data prepare {name}"):
-        from sweeper.train.sources.folder import list_imagenet, stored_side
-        from sweeper.train.sources.place import data_root
-        from sweeper.train.sources.prepared import place_of, prepare
+    _do(f"data prepare {name}", address, functools.partial(_prepare, name, image_size))
 
-        folder, (stored, _) = data_root() / name, stored_side(image_size)
-        names = {split: list_imagenet(split).names for split in ("train", "val")}
-        with _counted(sum(map(len, names.values()))) as progress:
-            is_new = prepare(
-                folder, stored, names, progress, lambda: _say(f"{name}: waiting for another copy")
-            )
-    _say(f"{place_of(folder, stored)}: {'made' if is_new else 'was there; checked'}")
+
+def _prepare(name: str, image_size: int | None) -> str:
+    from sweeper.train.sources.folder import list_imagenet, stored_side
+    from sweeper.train.sources.place import data_root
+    from sweeper.train.sources.prepared import place_of, prepare
+
+    folder, (stored, _) = data_root() / name, stored_side(image_size)
+    names = {split: list_imagenet(split).names for split in ("train", "val")}
+    with _counted(sum(map(len, names.values()))) as progress:
+        is_new = prepare(
+            folder, stored, names, progress, lambda: _say(f"{name}: waiting for another copy")
+        )
+    return f"{place_of(folder, stored)}: {'made' if is_new else 'was there; checked'}"
 
 
 @app.command("list")
@@ -103,14 +121,12 @@ def list_(root: Root = None, as_json: Json = False) -> None:
         print(f"  {name:<14}{row['found']}")
 
 
-def _use(root: Path | None) -> Path | None:
-    """Make a root that was given that of this process."""
-    if root is None:
-        return None
-    from sweeper.train.sources.place import ROOT_VARIABLE, data_root
+def _use(root: Path | None) -> None:
+    """Make a root that was given that of this process, and of nodes that it asks."""
+    from sweeper.train.sources.place import ROOT_VARIABLE
 
-    os.environ[ROOT_VARIABLE] = str(root)
-    return data_root()
+    if root is not None:
+        os.environ[ROOT_VARIABLE] = str(root)
 
 
 def _known(name: str) -> None:
@@ -133,13 +149,41 @@ def _refuse_what_is_not_public(name: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """What is wrong with a data set, said of the command."""
+def _do(where: str, address: str | None, task: Callable[[], str]) -> None:
+    """Do it here, or on every node of a cluster, and say what came of it."""
+    if address is not None:
+        _do_on_every_node(where, address, task)
+    elif isinstance(said := _tried(where, task), SweeperError):
+        raise said
+    else:
+        _say(said)
+
+
+def _do_on_every_node(where: str, address: str, task: Callable[[], str]) -> None:
+    """Nodes that share the folder wait for one another by its lock, if their mount has locks."""
+    from sweeper.schedule.cluster import ask_every_node, joined
+
+    _say(f"{where}: on every node of the cluster at `{address}`")
+    with joined(address):
+        answers = ask_every_node(functools.partial(_tried, where, task), _NODE_SECONDS)
+    for answer in answers:
+        _say(f"{answer.node}: {answer.problem or answer.said}")
+    failed = [answer for answer in answers if not isinstance(answer.said, str)]
+    if failed:
+        named = ", ".join(f"`{answer.node}`" for answer in failed)
+        hints = [answer.said.hint for answer in failed if isinstance(answer.said, SweeperError)]
+        found = f"failed on {len(failed)} of {len(answers)} nodes: {named}"
+        raise SweeperError(where, found, hint=next(iter(hints), ""))
+
+
+def _tried(where: str, task: Callable[[], str]) -> str | SweeperError:
+    """What came of it, or what is wrong with the data set, said of the command."""
     try:
-        yield
+        return task()
     except ConfigError as error:
-        raise SweeperError(where, error.found, error.allowed, error.hint) from error
+        return SweeperError(where, error.found, error.allowed, error.hint)
+    except SweeperError as error:
+        return error
 
 
 @contextlib.contextmanager

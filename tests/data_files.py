@@ -20,6 +20,7 @@ from scipy.io import savemat
 
 from sweeper.train import data
 from sweeper.train.sources import folder, small
+from sweeper.train.sources.on_node import NODE_TMP_VARIABLE
 from sweeper.train.sources.place import ROOT_VARIABLE
 
 SMALL = ("cifar10", "cifar100", "fashion_mnist", "mnist", "svhn")
@@ -29,7 +30,7 @@ N_PER_CLASS = {"train": 4, "val": 2}
 
 @contextmanager
 def tiny_data(root: Path, n_train: int = 200, n_test: int = 100) -> Iterator[Path]:
-    """All data sets below `root`, which is where `load` looks meanwhile.
+    """All data sets below `root`, which is where `load` looks meanwhile; its copies are there too.
 
     The small ones have `n_train` and `n_test` seeded random images, as many of each class (so both
     must be multiples of 100 for cifar100), and are announced with these sizes and the MD5 sums of
@@ -39,6 +40,7 @@ def tiny_data(root: Path, n_train: int = 200, n_test: int = 100) -> Iterator[Pat
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ROOT_VARIABLE, str(root))
+        patch.setenv(NODE_TMP_VARIABLE, str(root))
         for name in SMALL:
             announce(name, patch, n_train, n_test)
             write_small(name, root / name, patch)

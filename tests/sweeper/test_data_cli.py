@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from sweeper import schedule
 from sweeper.cli import main
+from sweeper.schedule.cluster import Answer, Node
 from sweeper.train.sources.place import data_root
 from tests.data_files import forget, tiny_data
 
@@ -118,6 +123,87 @@ def test_prepare_is_for_imagenet_and_needs_its_files(here, root, tmp_path):
     code, _, err = here("data", "prepare", "imagenet", "--root", tmp_path / "elsewhere")
     assert code == 2
     assert f"`imagenet` is not in `{tmp_path / 'elsewhere/imagenet'}`" in err
+
+
+# --- on a cluster -----------------------------------------------------------------------------
+
+
+class Nodes:
+    """Nodes that are asked in turn, each with data of its own below `folder`; `gone` is silent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.hosts, self.joined = folder, ["one", "two"], []
+
+    @contextlib.contextmanager
+    def join(self, address):
+        self.joined.append(address)
+        yield self.folder
+
+    def ask(self, do, seconds):
+        return [self._answer(host, pickle.dumps(do)) for host in self.hosts]
+
+    def _answer(self, host, asked):
+        node = Node(host, host, host, 1, 0)
+        if host == "gone":
+            return Answer(node, None, "it does not answer")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SWEEPER_DATA", str(self.folder / host))
+            return Answer(node, pickle.loads(asked)())
+
+
+@pytest.fixture
+def nodes(tmp_path, monkeypatch):
+    found = Nodes(tmp_path)
+    monkeypatch.setattr(schedule.cluster, "joined", found.join)
+    monkeypatch.setattr(schedule.cluster, "ask_every_node", found.ask)
+    return found
+
+
+def test_a_set_is_checked_on_every_node(here, root, nodes, tmp_path):
+    for host in ("one", "two"):
+        shutil.copytree(root / "svhn", tmp_path / host / "svhn")
+    code, out, err = here("data", "get", "svhn", "--address", "head:6379")
+    assert (code, out, nodes.joined) == (0, "", ["head:6379"])
+    assert err.splitlines() == [
+        "data get svhn: on every node of the cluster at `head:6379`",
+        f"one: {tmp_path / 'one/svhn'}: was there; checked",
+        f"two: {tmp_path / 'two/svhn'}: was there; checked",
+    ]
+
+
+def test_nodes_that_fail_are_named_and_the_others_done(here, root, nodes, tmp_path):
+    nodes.hosts.append("gone")
+    for host in ("one", "two"):
+        shutil.copytree(root / "svhn", tmp_path / host / "svhn")
+    (tmp_path / "two/svhn/test_32x32.mat").unlink()
+    code, _, err = here("data", "get", "svhn", "--address", "auto")
+    assert code == 2
+    assert f"one: {tmp_path / 'one/svhn'}: was there; checked" in err
+    assert "two: data get svhn: " in err
+    assert "gone: it does not answer" in err
+    assert (
+        "error: data get svhn: failed on 2 of 3 nodes: `two`, `gone`\n\n"
+        f"hint: remove `{tmp_path / 'two/svhn'}` and ask again\n"
+    ) in err
+
+
+def test_imagenet_is_prepared_on_every_node(here, root, nodes, tmp_path):
+    (tmp_path / "one").mkdir()
+    shutil.copytree(root / "imagenet", tmp_path / "one/imagenet")
+    code, _, err = here("data", "prepare", "imagenet", "--image-size", 28, "--address", "auto")
+    assert code == 2
+    assert f"one: {tmp_path / 'one/imagenet/prepared-32'}: made\n" in err
+    assert f"`imagenet` is not in `{tmp_path / 'two/imagenet'}`" in err
+    assert "failed on 1 of 2 nodes: `two`" in err
+
+
+def test_what_no_node_can_have_is_refused_before_a_cluster_is_joined(here, nodes):
+    for arguments in (("get", "imagenet"), ("get", "cifr10"), ("prepare", "mnist")):
+        assert here("data", *arguments, "--address", "auto")[0] == 2
+    assert nodes.joined == []
+
+
+# --- launch -----------------------------------------------------------------------------------
 
 
 def test_a_grid_is_planned_without_its_data_and_not_launched(here, tmp_path, monkeypatch):

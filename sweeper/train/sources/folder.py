@@ -13,6 +13,7 @@ import torch
 
 from sweeper.errors import ConfigError
 from sweeper.train.data import DataSet, Splits, Streamed
+from sweeper.train.sources.on_node import Arrays, once_per_node
 from sweeper.train.sources.place import ROOT_VARIABLE, data_root, require
 from sweeper.train.sources.prepared import open_prepared
 from sweeper.train.sources.streamed import ImageFiles
@@ -26,6 +27,7 @@ _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Images of each split of ILSVRC-2012, and classes.
 IMAGENET_SIZES = {"train": 1_281_167, "val": 50_000}
 IMAGENET_CLASSES = 1000
+_LISTED = "1"  # counts up when another list is made of the same files
 
 IMAGENET_REMEDY = (
     "ImageNet may not be passed on: get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from "
@@ -164,21 +166,45 @@ def _load_imagenet(stored: int, side: int) -> Splits:
 def list_imagenet(split: str) -> Listing:
     """The files of `train` in order of class and name, or of `val` in the standard order.
 
+    They are listed once on each node, until a folder changes.
+
     Raises
     ------
     ConfigError : the folder is absent, or has other images than ILSVRC-2012.
     """
     _require_imagenet()
-    found = list_images(data_root() / "imagenet" / split, "name")
-    if (len(found.names), len(found.classes)) != (IMAGENET_SIZES[split], IMAGENET_CLASSES):
+    folder = data_root() / "imagenet" / split
+    read = functools.partial(_read_listing, folder)
+    found = once_per_node(f"imagenet-{split}", _LISTED, folder, lambda: _inner(folder), read)
+    classes = tuple(os.fsdecode(name) for name in found["classes"].tolist())
+    return Listing(folder, found["names"], found["labels"], classes)
+
+
+def _inner(folder: Path) -> list[str]:
+    """The folder and those in it, whose times change when a file is added or removed."""
+    return [".", *(entry.name for entry in os.scandir(folder) if entry.is_dir())]
+
+
+def _read_listing(folder: Path) -> Arrays:
+    found = list_images(folder, "name")
+    n_expected = IMAGENET_SIZES[folder.name]
+    if (len(found.names), len(found.classes)) != (n_expected, IMAGENET_CLASSES):
         raise ConfigError(
             "name",
-            f"`{found.folder}` has {len(found.names):,} images in {len(found.classes):,} folders",
-            f"{IMAGENET_SIZES[split]:,} images in {IMAGENET_CLASSES:,}",
+            f"`{folder}` has {len(found.names):,} images in {len(found.classes):,} folders",
+            f"{n_expected:,} images in {IMAGENET_CLASSES:,}",
             IMAGENET_REMEDY,
         )
-    if split == "train":
-        return found
+    order = np.arange(n_expected) if folder.name == "train" else _standard_order(found)
+    return {
+        "names": found.names[order],
+        "labels": found.labels[order],
+        "classes": np.array([os.fsencode(name) for name in found.classes]),
+    }
+
+
+def _standard_order(found: Listing) -> np.ndarray:
+    """Where each image of the standard order is, (n_samples,) int64."""
     numbers = np.array([_number(found.folder, name) for name in found.names])
     order = np.argsort(numbers)
     if not np.array_equal(numbers[order], np.arange(1, len(numbers) + 1)):
@@ -187,7 +213,7 @@ def list_imagenet(split: str) -> Listing:
             f"the numbers in the names of `{found.folder}` are not 1 to {len(numbers):,}",
             "each once",
         )
-    return Listing(found.folder, found.names[order], found.labels[order], found.classes)
+    return order
 
 
 def _number(folder: Path, name: bytes) -> int:

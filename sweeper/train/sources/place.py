@@ -43,7 +43,9 @@ def only_one(root: Path, name: str, on_wait: Callable[[], None]) -> Iterator[Non
     """Hold the making of `name` in `root`, waiting for another process that does.
 
     The kernel's file lock decides, so that a killed process blocks no other. What a killed one
-    left half made is removed.
+    left half made is removed. Where nodes share `root`, the mount must pass locks on, as NFS does
+    unless told not to (`nolock`, `local_lock`) and Lustre when told to (`flock`): without, what one
+    node makes another may remove half made, and the first fails.
     """
     root.mkdir(parents=True, exist_ok=True)
     with (root / f".{name}.lock").open("a+", encoding="utf-8") as file:

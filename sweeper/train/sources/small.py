@@ -1,7 +1,7 @@
 """Sets of small images that fit in memory, as torchvision reads them.
 
 Each lies in a folder of its name, laid out as torchvision lays it out. Its files are compared with
-their published MD5 sums before any of them is read.
+their published MD5 sums before any of them is read, once on each node.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sweeper.errors import ConfigError
 from sweeper.train.data import DataSet, Splits
+from sweeper.train.sources.on_node import Arrays, once_per_node
 from sweeper.train.sources.place import data_root, require
 
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -34,6 +37,10 @@ sunflower sweet_pepper table tank telephone television tiger tractor train trout
 wardrobe whale willow_tree wolf woman worm
 """
 _DIGITS = tuple(str(digit) for digit in range(10))
+
+_READER = 1  # counts up when `_read` makes something else of the same files
+_TENSORS = ("train_x", "train_y", "test_x", "test_y")
+_CLASSES = "class_names"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +186,31 @@ def _require(name: str) -> None:
 
 def _load(name: str) -> Splits:
     source, folder = SOURCES[name], data_root() / name
+    version = f"{_READER} {metadata.version('torchvision')}"
+    listed, read = functools.partial(_listed, name), functools.partial(_read, name, folder)
+    found = once_per_node(name, version, folder, listed, read)
+    tensors: dict[str, Any] = {key: torch.from_numpy(found[key]) for key in _TENSORS}
+    # Cifar's files have the names of their classes; those of others are ours.
+    class_names = found.get(_CLASSES)
+    return Splits(
+        **tensors,
+        train_ids=torch.arange(len(tensors["train_y"])),
+        test_ids=torch.arange(len(tensors["test_y"])),
+        class_names=source.class_names if class_names is None else tuple(class_names.tolist()),
+        scale=255.0,
+        mean=source.mean,
+        std=source.std,
+    )
+
+
+def _listed(name: str) -> list[str]:
+    """The files that are read, all of them there."""
+    _require(name)
+    return [path for path, _ in _files(name)]
+
+
+def _read(name: str, folder: Path) -> Arrays:
+    """What the files hold, verified: images and labels of both splits, and names of classes."""
     _require(name)
     bad = damaged(name, folder)
     if bad is not None:
@@ -188,22 +220,10 @@ def _load(name: str) -> Splits:
             "the file that was published",
             f"remove `{folder}`, then `sweeper data get {name} --root {folder.parent}`",
         )
-    read = {is_train: reader(name, folder, is_train) for is_train in (True, False)}
-    (train_x, train_y), (test_x, test_y) = (_samples(read[is_train]) for is_train in (True, False))
-    # Cifar's files have the names of their classes; those of others are ours.
-    has_names = name.startswith("cifar")
-    return Splits(
-        train_x=train_x,
-        train_y=train_y,
-        test_x=test_x,
-        test_y=test_y,
-        train_ids=torch.arange(len(train_y)),
-        test_ids=torch.arange(len(test_y)),
-        class_names=tuple(read[True].classes) if has_names else source.class_names,
-        scale=255.0,
-        mean=source.mean,
-        std=source.std,
-    )
+    train, test = (reader(name, folder, is_train) for is_train in (True, False))
+    tensors = dict(zip(_TENSORS, (*_samples(train), *_samples(test)), strict=True))
+    found = {key: tensor.numpy() for key, tensor in tensors.items()}
+    return found | {_CLASSES: np.array(train.classes)} if name.startswith("cifar") else found
 
 
 def reader(name: str, folder: Path, is_train: bool, *, download: bool = False) -> Any:
