@@ -5,8 +5,9 @@ VENV   ?= .venv
 RUNS   ?= runs
 GRID   ?= grids/digits.yaml
 BIN    := $(VENV)/bin
+STEPS  := pyproject.toml docker/install.sh docker/requirements.lock
 
-.PHONY: demo test clean
+.PHONY: demo test test-cluster lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sweeper launch $(GRID) --sweep-dir $(RUNS)/digits -y
@@ -20,15 +21,24 @@ test: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
-$(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
+test-cluster: $(VENV)/.installed-dev    # Slurm, several hosts: as root; skips what is not installed
+	$(BIN)/pytest -m cluster tests/cluster
+
+$(VENV)/.installed: $(STEPS)
+	PYTHON=$(PYTHON) sh docker/install.sh $(VENV)
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+$(VENV)/.installed-dev: $(STEPS)
+	PYTHON=$(PYTHON) sh docker/install.sh $(VENV) dev
 	@touch $(VENV)/.installed $@
+
+# Pins what pyproject.toml asks for, with what that needs, to the newest that fits.
+lock: NAMES = import json, sys; print(*("{name}=={version}".format(**found["metadata"]) \
+  for found in json.load(sys.stdin)["install"]), sep="\n")
+lock:
+	$(BIN)/pip install --quiet --dry-run --ignore-installed --report docker/report.json '.[cluster,s3]'
+	$(BIN)/python -c '$(NAMES)' < docker/report.json | grep -v '^sweeper=' | sort > docker/requirements.lock
+	rm docker/report.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info
