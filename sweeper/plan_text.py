@@ -12,6 +12,7 @@ from sweeper.duration import duration
 from sweeper.grid import Expansion
 from sweeper.journal import Tally
 from sweeper.plan import Plan
+from sweeper.shard import Shard
 from sweeper.sweep_dir import SweepDir
 from sweeper.work import Rates
 
@@ -19,8 +20,12 @@ Rows = Iterator[tuple[str, str]]
 _WIDTH, _LONGEST = 60, 100  # of names and of values in characters, where they allow it
 
 
-def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir, root: str) -> dict[str, Any]:
+def plan_fields(
+    expansion: Expansion, made: Plan, folder: SweepDir, root: str, shard: Shard | None = None
+) -> dict[str, Any]:
     """The plan for `--json`; `seconds` is slot time, None before anything has run.
+
+    `n_trials` are those of the grid, or of a shard of it, where `n_other_shards` are the others.
 
     `seconds_left` is what that takes on the `n_slots` of the last launch, and its `n_gpus`.
     """
@@ -29,7 +34,9 @@ def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir, root: str) -
         "name": expansion.name,
         "sweep_dir": str(folder.path),
         "store": root,
+        "shard": shard and str(shard),
         "n_trials": len(made.trials),
+        "n_other_shards": len(expansion.trials) - len(made.trials),
         "n_todo": len(made.todo),
         "n_product": expansion.n_product,
         "n_duplicates": expansion.n_duplicates,
@@ -54,12 +61,18 @@ def plan_fields(expansion: Expansion, made: Plan, folder: SweepDir, root: str) -
 
 
 def plan_lines(
-    grid: Path, expansion: Expansion, made: Plan, folder: SweepDir, root: str
+    grid: Path,
+    expansion: Expansion,
+    made: Plan,
+    folder: SweepDir,
+    root: str,
+    shard: Shard | None = None,
 ) -> Iterator[str]:
     """The plan for people, one fact a line; `root` is where the store will be."""
-    n_trials = _counted(len(made.trials), "trial")
+    n_trials = _counted(len(expansion.trials), "trial")
     yield f"{grid}: {n_trials} of {_counted(expansion.n_product, 'combination')}"
-    rows = [*_grid_rows(expansion), *_launch_rows(made, folder, root)]
+    share = [(f"  shard {shard}", f"{len(made.trials):,} of {n_trials}")] if shard else []
+    rows = [*_grid_rows(expansion), *share, *_launch_rows(made, folder, root)]
     width = max(len(name) for name, _ in rows if len(name) <= _WIDTH)
     yield from (f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -155,7 +168,7 @@ def _estimate(made: Plan, folder: SweepDir) -> _Estimate:
     left = {t.trial_id: known.get(t.trial_id, {}).get("step") or 0 for t in made.todo}
     launched = {**(tally.launched or {}), **(tally.ended or {})}  # its end knows the cluster
     n_slots, n_gpus = launched.get("n_slots"), launched.get("n_gpus")
-    seconds_left = rates.eta(left, n_slots or 0, n_gpus or 0, tally.packed)
+    seconds_left = rates.eta(left, n_slots or 0, n_gpus or 0, tally.sharing)
     return _Estimate(_rounded(rates.remaining(left)), n_slots, n_gpus, _rounded(seconds_left))
 
 

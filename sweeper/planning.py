@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeper.chosen import Selectors, chosen
-from sweeper.errors import StoreURLError, SweeperError
+from sweeper.errors import StoreURLError, SweepDirError, SweeperError
+from sweeper.shard import Shard, named
 from sweeper.sweep_dir import SweepDir
 
 if TYPE_CHECKING:
     from sweeper.grid import Expansion, Trial
     from sweeper.plan import Plan
+    from sweeper.store.sweeps import StoredSweep
 
 
 def narrowed(made: Plan, folder: SweepDir, asked: Selectors) -> Plan:
@@ -50,17 +52,24 @@ def plan_grid(
     set_: list[str] | None,
     max_trials: int,
     allow_empty: bool,
+    shard: Shard | None = None,
 ) -> tuple[Expansion, Plan, SweepDir, str]:
-    """Expand the grid and plan it against what its directory holds; also the grid's text."""
+    """Expand the grid and plan its trials, or a share of them, against what its directory holds.
+
+    Also the grid's text.
+    """
     from sweeper.grid import expand, load_grid, text_of
     from sweeper.room import check_path
     from sweeper.train import check
 
     loaded = load_grid(grid, set_ or ())
     expansion = expand(loaded, max_trials=max_trials, allow_empty_exclude=allow_empty, check=check)
-    folder = SweepDir(sweep_dir or Path("runs") / expansion.name)
+    folder = SweepDir(sweep_dir or Path("runs") / named(expansion.name, shard))
     check_path(folder.path)
-    made = _plan_of(expansion.trials, folder.path, folder.root(root_of(store)))
+    trials = expansion.trials
+    if shard is not None:
+        trials = tuple(trial for trial in trials if shard.holds(trial.trial_id))
+    made = _plan_of(trials, folder.path, folder.root(root_of(store)), shard)
     return expansion, made, folder, text_of(loaded, set_ or ())
 
 
@@ -80,10 +89,91 @@ def plan_stored(folder: SweepDir) -> Plan:
     """The plan of a sweep as it was launched last, against what its store holds."""
     from sweeper.plan import read_plan
 
-    return _plan_of(_still_buildable(read_plan(folder.plan)), folder.path, folder.root())
+    trials = _still_buildable(read_plan(folder.plan))
+    return _plan_of(trials, folder.path, folder.root(), shard_of(folder))
 
 
-def _plan_of(trials: tuple[Trial, ...], folder: Path, root: str) -> Plan:
+def shard_of(folder: SweepDir) -> Shard | None:
+    """The share of a sweep's trials that a directory has; None for all of them."""
+    shard = folder.read_manifest().get("shard")
+    return None if shard is None else Shard.parse(str(shard))
+
+
+def sweep_at(place: str, sweep_dir: Path | None) -> SweepDir:
+    """The sweep directory to resume, up to date with a store elsewhere, which it may be made of.
+
+    Parameters
+    ----------
+    place : a sweep directory, or where a sweep's store is.
+    sweep_dir : where to make the directory; None for below `runs`.
+
+    Raises
+    ------
+    SweepDirError : no sweep is there, several are, or the directory holds another; or a driver
+        elsewhere is at work on it.
+    """
+    from sweeper.room import check_path
+
+    folder = SweepDir(place)
+    if folder.manifest.is_file():
+        if sweep_dir is not None:
+            found = f"given, and `{place}` is a sweep directory"
+            raise SweeperError("--sweep-dir", found, "one of the two")
+        stored = _stored(folder)
+    else:
+        stored = stored_at(place)
+        folder = SweepDir(sweep_dir or Path("runs") / stored.name)
+        check_path(folder.path)
+    if stored is not None:
+        _bring_up_to_date(folder, stored)
+    return folder
+
+
+def _stored(folder: SweepDir) -> StoredSweep | None:
+    """What is kept of a sweep beside its store; None where that is in the directory."""
+    from sweeper.store.sweeps import StoredSweep
+
+    root = folder.root()
+    if root == str(folder.path):
+        return None
+    name = str(folder.read_manifest().get("name", folder.path.name))
+    return StoredSweep(root, named(name, shard_of(folder)))
+
+
+def _bring_up_to_date(folder: SweepDir, stored: StoredSweep) -> None:
+    """Make the directory what the last driver left in the store, if none is at work."""
+    from sweeper.store.claim import driver_of, held
+
+    if (driver := folder.driver()) is not None:
+        raise folder.held_by(driver)
+    if (driver := driver_of(stored.objects)) is not None:
+        raise held(stored.objects.location, driver)
+    if stored.is_ahead_of(folder):
+        with folder.locked():
+            stored.bring_up_to_date(folder)
+        _say(f"{folder.path}: as it is kept in `{stored.objects.location}`")
+    folder.root(stored.root)
+
+
+def stored_at(place: str) -> StoredSweep:
+    """What is kept of a sweep beside its store, at the store's root or at `sweeps/<name>` there.
+
+    Raises
+    ------
+    SweepDirError : no sweep is kept there, or several are.
+    """
+    from sweeper.store.sweeps import find_sweep
+
+    found = find_sweep(root_of(place) or place)
+    if found is None:
+        if "://" not in place:
+            SweepDir(place).require()
+        hint = f"`sweeper launch GRID --store {place}` goes on with the trials that are there"
+        raise SweepDirError(place, "no sweep is kept here", "what --store named at a launch", hint)
+    return found
+
+
+def _plan_of(trials: tuple[Trial, ...], folder: Path, root: str, shard: Shard | None) -> Plan:
     """The plan of these trials, given what the store at their root holds."""
     from sweeper.plan import check_stored, make_plan
     from sweeper.schedule.driver import complete_trials
@@ -94,7 +184,7 @@ def _plan_of(trials: tuple[Trial, ...], folder: Path, root: str) -> Plan:
     complete = complete_trials(root)
     check_stored(trials, complete)
     others = complete.keys() - {trial.trial_id for trial in trials}
-    if others:
+    if others and shard is None:  # another share's may be there, too
         _say(f"{folder}: {len(others)} complete trials are not in this plan; they stay stored")
     return make_plan(trials, complete, size_of)
 

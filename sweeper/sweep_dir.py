@@ -155,18 +155,29 @@ class SweepDir:
         SweepDirError : it is there and unreadable.
         """
         try:
-            found = json.loads(self.manifest.read_text(encoding="utf-8"))
+            return manifest_of(str(self.manifest), self.manifest.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        except ValueError as error:
-            raise SweepDirError(str(self.manifest), f"unreadable ({error})", "JSON") from error
-        if not isinstance(found, dict):
-            raise SweepDirError(str(self.manifest), "not a mapping", "a JSON object")
-        return found
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest."""
         write_atomically(self.manifest, json.dumps(dict(manifest), indent=1).encode())
+
+
+def manifest_of(where: str, data: bytes) -> dict[str, Any]:
+    """The manifest in these bytes, which are at `where`.
+
+    Raises
+    ------
+    SweepDirError : they are none.
+    """
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise SweepDirError(where, f"unreadable ({error})", "JSON") from error
+    if not isinstance(found, dict):
+        raise SweepDirError(where, "not a mapping", "a JSON object")
+    return found
 
 
 def _take(file: IO[str]) -> bool:

@@ -6,17 +6,21 @@ import contextlib
 import dataclasses
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sweeper.chosen import Ids, Selectors, States, Where, chosen, find_trial
 from sweeper.errors import SweeperError
-from sweeper.options import Dir, Json
+from sweeper.options import Dir, Json, SweepPlace
 from sweeper.plan import planned_configs
 from sweeper.sweep_dir import SweepDir
+
+if TYPE_CHECKING:
+    from sweeper.status.summary import Watch
 
 POLL_SECONDS = 1.0  # between two looks at a log that is followed
 BUCKET_SECONDS = 10.0  # the same in a bucket, where a log is written anew each half-minute
@@ -25,7 +29,7 @@ Parts = Mapping[str, bytes]  # of a log, by name
 
 
 def status(
-    directory: Dir,
+    directory: SweepPlace,
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on showing it until the sweep is not driven.")
     ] = False,
@@ -34,23 +38,24 @@ def status(
     state: States = None,
     as_json: Json = False,
 ) -> None:
-    """Show how far the sweep in DIR is. Changes nothing."""
-    from sweeper.status.summary import Watch
+    """Show how far the sweep in DIR is. Changes nothing.
+
+    Where its store is tells less: neither failures nor times are kept there.
+    """
     from sweeper.status.text import status_lines
     from sweeper.status.watch import watch as show
 
     if watch and as_json:
         hint = "ask for `sweeper status DIR --json` as often as you like"
         raise SweeperError("--watch", "given with --json", "one of the two", hint)
-    folder = SweepDir(directory)
-    seen = Watch(folder, _chosen(folder, Selectors.of(where, id_, state)))
-    if watch:
-        with _left("left the watch; the sweep goes on"):
-            show(str(directory), seen.status, sys.stdout)
-    elif as_json:
-        _print_json(dataclasses.asdict(seen.status()))
-    else:
-        print(*status_lines(str(directory), seen.status()), sep="\n")
+    with _watched(directory, Selectors.of(where, id_, state)) as seen:
+        if watch:
+            with _left("left the watch; the sweep goes on"):
+                show(directory, seen.status, sys.stdout)
+        elif as_json:
+            _print_json(dataclasses.asdict(seen.status()))
+        else:
+            print(*status_lines(directory, seen.status()), sep="\n")
 
 
 def failures(
@@ -159,6 +164,28 @@ def _left(text: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _say(text)
+
+
+@contextlib.contextmanager
+def _watched(place: str, asked: Selectors) -> Iterator[Watch]:
+    """The sweep in a directory, or the one that is kept beside a store."""
+    from sweeper.plan import planned_ids
+    from sweeper.planning import stored_at
+    from sweeper.status.stored import StoredSight
+    from sweeper.status.summary import Watch
+
+    folder = SweepDir(place)
+    if folder.manifest.is_file():
+        yield Watch(folder, _chosen(folder, asked))
+        return
+    stored = stored_at(place)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = SweepDir(scratch)
+        stored.bring_up_to_date(folder)
+        ids, configs = planned_ids(folder.plan), planned_configs(folder.plan)
+        seen = StoredSight(stored, ids)
+        only = chosen(asked, ids, lambda: configs, lambda: seen.look().states)
+        yield Watch(folder, only, stored)
 
 
 def _chosen(folder: SweepDir, asked: Selectors) -> list[str] | None:

@@ -18,10 +18,12 @@ from sweeper.errors import SweepDirError, UnavailableStoreError
 from sweeper.grid import Trial
 from sweeper.journal import Journal, Tally
 from sweeper.plan import Plan, plug_in_hashes, write_plan
+from sweeper.schedule.elsewhere import held_elsewhere
 from sweeper.schedule.executor import Event, Executor
 from sweeper.schedule.rules import Rules
 from sweeper.schedule.scribe import Counts, Scribe, room_or_not
 from sweeper.schedule.stopping import stopping
+from sweeper.shard import Shard, named
 from sweeper.store import Store
 from sweeper.store.index import write_index
 from sweeper.store.opening import check_format, create_store
@@ -46,6 +48,7 @@ class Launch:
     stop_after: float | None = None  # seconds, before it drains
     rules: Rules = field(default_factory=Rules)
     log_to: tuple[str, ...] = ()  # names of trackers
+    shard: Shard | None = None  # None for all trials
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ class _Stored:
     """A complete trial as the store has it: its folder's name, and its configuration today."""
 
     label: str
+    attempt: int
+    state: str
+    digest: str | None
     config: Flat
 
 
@@ -72,7 +78,7 @@ def _complete(store: Store) -> dict[str, _Stored]:
         config, trial_id = upgrade(summary.config, summary.schema), label
         if summary.schema != SCHEMA_VERSION:
             trial_id = TrialConfig.from_flat(config).trial_id
-        found[trial_id] = _Stored(label, config)
+        found[trial_id] = _Stored(label, summary.attempt, summary.state, summary.digest, config)
     return found
 
 
@@ -92,23 +98,33 @@ def drive(
 
     Raises
     ------
-    SweepDirError : another driver holds the directory, it holds another sweep, or a plug-in's
-        source has changed.
+    SweepDirError : another driver holds the sweep, or took it over meanwhile; the directory holds
+        another sweep; or a plug-in's source has changed.
     """
-    with folder.locked(), stopping(folder.stop_request, launch.stop_after) as stop:
+    name, asked = named(launch.name, launch.shard), [trial.trial_id for trial in plan.trials]
+    with (
+        folder.locked(),
+        stopping(folder.stop_request, launch.stop_after) as stop,
+        held_elsewhere(folder, folder.root(launch.root), name, asked) as elsewhere,
+    ):
         hashes = plug_in_hashes(plan.trials)
-        _check_name(folder, launch)
+        _check_sweep(folder, launch)
         _check_code(folder, hashes, launch)
         root = Root(folder.root(launch.root))
         store, complete = _remove_leftovers(folder, root)
         _write_down(folder, plan, launch, hashes)
+        elsewhere.keep(folder)
+
+        def should_stop() -> bool:
+            return stop.is_set() or elsewhere.is_lost
+
         with Journal(folder.journal) as journal:
             tally, planned = Tally.read(folder.status, folder.journal), plan.work
             todo = _todo(plan, launch, complete, tally)
             works = dict(zip(planned.ids, planned.works, strict=True))
             counts = Counts({trial.trial_id: works[trial.trial_id] for trial in todo})
-            scribe = Scribe(folder, root, journal, tally, counts, executor, on_event, stop.is_set)
-            _reconcile(scribe, store, plan, complete)
+            scribe = Scribe(folder, root, journal, tally, counts, executor, on_event, should_stop)
+            _reconcile(scribe, plan, complete)
             scribe.write(
                 "launched",
                 n_planned=len(plan.trials),
@@ -122,7 +138,7 @@ def drive(
             orders = _orders(folder, root, shapes, todo, launch, hashes)
             rules = dataclasses.replace(launch.rules, packed=tally.packed)
             try:
-                executor.run(orders, scribe.take, stop.is_set, rules)
+                executor.run(orders, scribe.take, should_stop, rules)
                 # What a cluster has is known only when it is up.
                 devices = {"n_slots": executor.n_slots, "n_gpus": executor.n_gpus}
                 scribe.write("ended", **_reason(counts), **devices)
@@ -130,6 +146,8 @@ def drive(
                 scribe.close()
         with room_or_not(), contextlib.suppress(UnavailableStoreError):
             write_index(store.objects, Store(store.objects).summary)
+        if counts.n_ended < counts.n_todo:
+            elsewhere.check()
     return counts
 
 
@@ -156,21 +174,20 @@ def _reason(counts: Counts) -> dict[str, str]:
     return {"reason": "failures" if counts.n_failed else "complete"}
 
 
-def _reconcile(scribe: Scribe, store: Store, plan: Plan, complete: Mapping[str, _Stored]) -> None:
+def _reconcile(scribe: Scribe, plan: Plan, complete: Mapping[str, _Stored]) -> None:
     """Write down what the store holds complete and a killed driver could not."""
     for trial in plan.trials:
         stored = complete.get(trial.trial_id)
         known = scribe.tally.trials.get(trial.trial_id, {})
         if stored is None or known.get("state") in ("complete", "diverged"):
             continue
-        found = store.summary(stored.label)
         label = {"label": stored.label} if stored.label != trial.trial_id else {}
         scribe.write(
             "finished",
             trial=trial.trial_id,
-            attempt=found.attempt,
-            state=found.state,
-            digest=found.digest,
+            attempt=stored.attempt,
+            state=stored.state,
+            digest=stored.digest,
             **label,
         )
 
@@ -216,9 +233,10 @@ def _remove_leftovers(folder: SweepDir, root: Root) -> tuple[Store, dict[str, _S
     return store, complete
 
 
-def _check_name(folder: SweepDir, launch: Launch) -> None:
-    """Refuse to put one grid's trials into another's directory."""
-    name = folder.read_manifest().get("name", launch.name)
+def _check_sweep(folder: SweepDir, launch: Launch) -> None:
+    """Refuse to put one grid's trials, or one shard's, into another's directory."""
+    manifest = folder.read_manifest()
+    name = manifest.get("name", launch.name)
     if name != launch.name:
         raise SweepDirError(
             str(folder.path),
@@ -226,6 +244,19 @@ def _check_name(folder: SweepDir, launch: Launch) -> None:
             "one sweep a directory",
             "use another --sweep-dir; an extended grid keeps its name",
         )
+    shard = str(launch.shard) if launch.shard else None
+    known = manifest.get("shard") if manifest else shard
+    if known != shard:
+        raise SweepDirError(
+            str(folder.path),
+            f"holds {_share(known)} of `{name}`, and {_share(shard)} would be launched",
+            "one share of the trials a directory",
+            "leave out --sweep-dir, and each shard has a directory of its own",
+        )
+
+
+def _share(shard: str | None) -> str:
+    return "all trials" if shard is None else f"shard {shard}"
 
 
 def _check_code(folder: SweepDir, hashes: Mapping[str, str], launch: Launch) -> None:
@@ -250,6 +281,8 @@ def _write_down(folder: SweepDir, plan: Plan, launch: Launch, hashes: Mapping[st
     made = {"name": launch.name, "created": time.time(), "threads_per_trial": THREADS_PER_TRIAL}
     if launch.root:
         made["store"] = launch.root
+    if launch.shard:
+        made["shard"] = str(launch.shard)
     entry = {"t": time.time(), "n_trials": len(plan.trials), **environment()}
     folder.write_manifest(
         {

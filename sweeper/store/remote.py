@@ -19,7 +19,7 @@ from sweeper.durable import Bytes
 from sweeper.errors import UnavailableStoreError
 from sweeper.store import url
 from sweeper.store.objects import Entry, Objects
-from sweeper.store.url import check_url, open_url, reason
+from sweeper.store.url import check_url, cure, open_url, reason
 
 # Up to here an object is one PUT; above, a multipart upload of so large parts, a few at once.
 # Either appears whole or not at all.
@@ -149,7 +149,12 @@ class RemoteObjects(Objects):
         """Whether the object `key` is there."""
         try:
             with self._reached(key) as path:
-                obstore.head(self._store, path)
+                try:
+                    obstore.head(self._store, path)
+                except BaseError as error:
+                    if not _is_refusal(error):
+                        raise
+                    obstore.get(self._store, path)  # an answer to HEAD has no room for the reason
         except FileNotFoundError:
             return False
         return True
@@ -195,7 +200,8 @@ class RemoteObjects(Objects):
             # Not `from error`: what the service answered may name an access key.
             if isinstance(error, FileNotFoundError) and not writes:
                 raise FileNotFoundError(where) from None
-            raise UnavailableStoreError(where, reason(error)) from None
+            said = reason(error)
+            raise UnavailableStoreError(where, said, hint=cure(said)) from None
 
 
 def _take(parts: Iterator[Bytes], size: int) -> list[Bytes]:
@@ -241,6 +247,11 @@ def _runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
             stop = max(stop, last)
         runs.append((start, stop))
     return runs
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the service does not let us in, as far as a status alone can tell."""
+    return re.search(r"\b40[013] (?:Bad|Unauthorized|Forbidden)", str(error)) is not None
 
 
 def _is_about_ranges(error: Exception) -> bool:

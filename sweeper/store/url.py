@@ -33,6 +33,15 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _BEFORE_AN_ANSWER = (
     r"status code: \d+[^:\n]*|request failed for key [^:]*|credential provider: [\w.]+"
 )
+_RENEW = (
+    "the credentials have expired: sign in again, as by `aws sso login`, or put new ones into the "
+    "environment, AWS_SESSION_TOKEN among them; nothing is lost: launch again to go on"
+)
+_CURES = {
+    "ExpiredToken": _RENEW,
+    "TokenRefreshRequired": _RENEW,
+    "RequestTimeTooSkewed": "this machine's clock is wrong: have chrony or ntpd set it",
+}
 _memory: dict[str, MemoryStore] = {}  # `memory://name` is one store in all of this process
 
 
@@ -51,6 +60,11 @@ def reason(error: Exception) -> str:
     if key := os.environ.get("AWS_ACCESS_KEY_ID"):
         said = said.replace(key, "(access key)")
     return " ".join(said.split()) + (f" ({code[1] or code[2]})" if code else "")
+
+
+def cure(said: str) -> str:
+    """What helps against a refusal with one of these codes; empty where nothing particular does."""
+    return next((text for code, text in _CURES.items() if f"({code}" in said), "")
 
 
 def check_url(url: str) -> str:

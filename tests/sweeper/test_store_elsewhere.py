@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -50,6 +51,7 @@ axes:
 """
 NOTES = {"driver.lock", "grid.yaml", "journal.jsonl", "manifest.json", "plan.parquet"}
 NOTES |= {"status.json"}
+KEPT = {"grid.yaml", "plan.parquet", "sweep.json"}  # beside the store, too
 SECOND = "/test/log_probs/c.1."  # what the object of a trial's second snapshot has in its path
 
 
@@ -131,6 +133,11 @@ def stored(s3_endpoint: str, s3_url: str) -> Callable[[], dict[str, bytes]]:
     return look
 
 
+def results(in_bucket: dict[str, bytes]) -> dict[str, bytes]:
+    """What there is but the notes, which tell of every launch."""
+    return {name: data for name, data in in_bucket.items() if not name.startswith("sweeps/")}
+
+
 def assert_no_secret(folder: Path, in_bucket: dict[str, bytes]) -> None:
     """No file and no object has the credentials in it, compressed or not."""
     files = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -152,7 +159,9 @@ def test_a_sweep_in_a_bucket_is_the_sweep_in_a_folder(
     assert launch(folder, "--store", f"{s3_url}/").code == 0
     assert {path.name for path in folder.iterdir()} == NOTES
     kinds = {name.split("/")[0] for name in stored()}
-    assert kinds == {"predictions.zarr", "logs"}, "checkpoints of complete trials are removed"
+    assert kinds == {"predictions.zarr", "logs", "sweeps"}, "no checkpoints of complete trials"
+    kept = {name for name in stored() if name.startswith("sweeps/")}
+    assert kept == {f"sweeps/small/{name}" for name in KEPT}
     logs = {name.split("/")[1]: data for name, data in stored().items() if "logs/" in name}
     assert logs.keys() == expected.keys()
     for trial, data in logs.items():
@@ -165,11 +174,11 @@ def test_a_sweep_in_a_bucket_is_the_sweep_in_a_folder(
     for place in (folder, s3_url):
         verified = sweeper("verify", place, "--json")
         assert (verified.code, json.loads(verified.stdout)["damages"]) == (0, [])
-    before = stored()
+    before = results(stored())
     assert "0 to run" in resume(folder).stderr
     assert launch(folder).code == 0
-    assert stored() == before
-    assert_no_secret(folder, before)
+    assert results(stored()) == before
+    assert_no_secret(folder, stored())
 
 
 def test_a_sweep_in_a_bucket_is_analysed(s3_url: str, stored, folder: Path):
@@ -183,6 +192,51 @@ def test_a_sweep_in_a_bucket_is_analysed(s3_url: str, stored, folder: Path):
     assert (folder / "analysis" / "report.html").stat().st_size > 0
     assert stored() == before, "artifacts are in the sweep directory"
     assert_no_secret(folder, before)
+
+
+def test_a_bucket_alone_is_enough_to_go_on(
+    proxy: Proxy, s3_url: str, stored, folder: Path, expected: dict[str, str], monkeypatch
+):
+    def drain(request: Request) -> Answer:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return request.forward()
+
+    proxy.fail(drain, method="PUT", part=SECOND)
+    assert launch(folder, "--store", s3_url, "--limit", "1").code == 4
+    shutil.rmtree(folder)
+    monkeypatch.chdir(folder.parent)
+    shown = json.loads(sweeper("status", s3_url, "--json").stdout)
+    assert shown["driver"] is None
+    assert (shown["n_planned"], shown["counts"]["interrupted"]) == (2, 1)
+
+    done = sweeper("resume", s3_url, "--executor", "local", "-y")
+    assert done.code == 0, done.stderr
+    found = Path("runs/small")
+    assert digests(found) == expected
+    (went_on,) = (line for line in events(found, "started") if line["step"] > 0)
+    assert went_on["attempt"] == 2, "from its checkpoint"
+    manifest = json.loads((found / "manifest.json").read_text())
+    assert (manifest["store"], len(manifest["launches"])) == (s3_url, 2)
+    assert (found / "grid.yaml").read_text() == GRID
+    assert json.loads(sweeper("status", s3_url, "--json").stdout)["counts"]["complete"] == 2
+    assert_no_secret(found, stored())
+
+
+def test_nothing_runs_before_what_another_driver_needs_is_kept(
+    proxy: Proxy, s3_url: str, stored, folder: Path, expected: dict[str, str]
+):
+    refused = answering(403, "AccessDenied")
+    proxy.fail(refused, times=1 << 30, method="PUT", part="sweeps/small/sweep.json")
+    done = launch(folder, "--store", s3_url)
+    assert done.code == 2
+    assert "sweeps/small/sweep.json: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any("/staging/" in name or "/trials/" in name for name in stored())
+    assert not (folder / "journal.jsonl").exists()
+    assert not any("driver.json" in name for name in stored()), "nor does it hold the sweep"
+    proxy.heal()
+    assert launch(folder, "--store", s3_url).code == 0
+    assert digests(folder) == expected
 
 
 def test_a_damaged_object_in_a_bucket_is_found_repaired_and_run_again(
@@ -327,7 +381,7 @@ def test_a_store_in_another_folder_is_found_again(
     monkeypatch.chdir(tmp_path)
     given = f"file://{other}" if scheme else "large disk"
     assert launch(folder, "--store", given, "--limit", "1").code == 0
-    assert {path.name for path in other.iterdir()} == {"predictions.zarr", "logs"}
+    assert {path.name for path in other.iterdir()} == {"predictions.zarr", "logs", "sweeps"}
     assert {path.name for path in folder.iterdir()} == NOTES
     monkeypatch.chdir("/")
     assert resume(folder).code == 0
