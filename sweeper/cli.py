@@ -11,6 +11,7 @@ import typer
 import sweeper
 from analysis.cli import app as analyze_app
 from sweeper.data_cli import app as data_app
+from sweeper.doctor_cli import doctor
 from sweeper.errors import SweeperError
 from sweeper.launch_cli import commands as launch_commands
 from sweeper.store_cli import commands as store_commands
@@ -27,6 +28,7 @@ app.add_typer(analyze_app, name="analyze")
 app.add_typer(data_app, name="data")
 for _name, _command in {**launch_commands, **watch_commands, **store_commands}.items():
     app.command(_name)(_command)
+app.command("doctor")(doctor)
 
 
 @app.callback(invoke_without_command=True)

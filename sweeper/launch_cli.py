@@ -22,7 +22,6 @@ from sweeper.options import (
     AllowEmpty,
     CheckpointEvery,
     Detach,
-    Dir,
     ExecutorName,
     ExecutorOption,
     Force,
@@ -33,20 +32,32 @@ from sweeper.options import (
     MaxTrials,
     PerGPU,
     Set,
+    ShardOption,
     Slots,
     StalledAfter,
     StopAfter,
     StoreOption,
     SweepDirOption,
+    SweepPlace,
     TimeLimit,
     TrackerName,
     Yes,
     seconds_of,
 )
-from sweeper.planning import check_fits, narrowed, plan_grid, plan_stored, root_of
+from sweeper.planning import (
+    check_fits,
+    narrowed,
+    plan_grid,
+    plan_stored,
+    root_of,
+    shard_of,
+    sweep_at,
+)
+from sweeper.shard import Shard
 from sweeper.sweep_dir import SweepDir
 
 if TYPE_CHECKING:
+    from sweeper.doctor.preflight import Preflight
     from sweeper.plan import Plan
     from sweeper.schedule.driver import Launch
     from sweeper.schedule.executor import Executor
@@ -60,6 +71,7 @@ def plan(
     grid: GridPath,
     sweep_dir: SweepDirOption = None,
     store: StoreOption = None,
+    shard: ShardOption = None,
     set_: Set = None,
     where: Where = None,
     ids: Ids = None,
@@ -72,17 +84,17 @@ def plan(
     """Show what a launch of GRID would run. Changes nothing."""
     from sweeper.plan_text import plan_fields, plan_lines
 
-    asked = Selectors.of(where, ids, states)
+    asked, share = Selectors.of(where, ids, states), _shard(shard)
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints is no part of the plan
         expansion, made, folder, _ = plan_grid(
-            grid, sweep_dir, store, set_, max_trials, allow_empty_exclude
+            grid, sweep_dir, store, set_, max_trials, allow_empty_exclude, share
         )
         made = narrowed(made, folder, asked)
     root = folder.root(root_of(store))
     if as_json:
-        print(json.dumps(plan_fields(expansion, made, folder, root), indent=1))
+        print(json.dumps(plan_fields(expansion, made, folder, root, share), indent=1))
     else:
-        print(*plan_lines(grid, expansion, made, folder, root), sep="\n")
+        print(*plan_lines(grid, expansion, made, folder, root, share), sep="\n")
     check_fits(made, root, force)
 
 
@@ -90,6 +102,7 @@ def launch(
     grid: GridPath,
     sweep_dir: SweepDirOption = None,
     store: StoreOption = None,
+    shard: ShardOption = None,
     set_: Set = None,
     where: Where = None,
     ids: Ids = None,
@@ -112,20 +125,21 @@ def launch(
     yes: Yes = False,
 ) -> None:
     """Run all trials of GRID that are not complete. On an existing directory this is resume."""
-    asked = Selectors.of(where, ids, states)
+    asked, share = Selectors.of(where, ids, states), _shard(shard)
     rules = _rules(per_gpu, time_limit, stalled_after)
     wanted = _wanted(limit, checkpoint_every, allow_code_change, stop_after, rules, log_to)
     made_slots = _Slots(executor, address, slots, rules)
     expansion, made, folder, text = plan_grid(
-        grid, sweep_dir, store, set_, max_trials, allow_empty_exclude
+        grid, sweep_dir, store, set_, max_trials, allow_empty_exclude, share
     )
     made = narrowed(made, folder, asked)
-    wanted = replace(wanted, name=expansion.name, grid_text=text, root=root_of(store))
+    wanted = replace(wanted, name=expansion.name, grid_text=text, root=root_of(store), shard=share)
     _drive(folder, made, wanted, made_slots, _Consent(yes, force, detach))
 
 
 def resume(
-    directory: Dir,
+    directory: SweepPlace,
+    sweep_dir: SweepDirOption = None,
     where: Where = None,
     ids: Ids = None,
     states: States = None,
@@ -144,15 +158,18 @@ def resume(
     detach: Detach = False,
     yes: Yes = False,
 ) -> None:
-    """Run what is left of the sweep in DIR, without its grid file."""
+    """Run what is left of the sweep in DIR, without its grid file.
+
+    From where its store is, another machine can go on: DIR is then made below `runs`.
+    """
     asked = Selectors.of(where, ids, states)
     rules = _rules(per_gpu, time_limit, stalled_after)
     wanted = _wanted(limit, checkpoint_every, allow_code_change, stop_after, rules, log_to)
     made_slots = _Slots(executor, address, slots, rules)
-    folder = SweepDir(directory).require()
+    folder = sweep_at(directory, sweep_dir)
     made = narrowed(plan_stored(folder), folder, asked)
-    name = str(folder.read_manifest().get("name", directory.name))
-    wanted = replace(wanted, name=name)
+    name = str(folder.read_manifest().get("name", folder.path.name))
+    wanted = replace(wanted, name=name, shard=shard_of(folder))
     _drive(folder, made, wanted, made_slots, _Consent(yes, force, detach))
 
 
@@ -194,7 +211,7 @@ class _Slots:
                 found = "there is one slot, in this process, with `--executor local`"
                 raise SweeperError(option, found, "it needs `--executor tune`")
 
-    def make(self, n_todo: int, threads: int) -> Executor:
+    def make(self, n_todo: int, threads: int, preflight: Preflight) -> Executor:
         """The executor: on this machine with a slot per GPU, or per `threads` processors."""
         import torch
 
@@ -206,7 +223,9 @@ class _Slots:
         from sweeper.schedule.tune import TuneExecutor
 
         if self.address is not None:
-            return TuneExecutor(threads, address=self.address, n_slots=self.n_slots)
+            return TuneExecutor(
+                threads, address=self.address, n_slots=self.n_slots, on_joined=preflight
+            )
         # Not every system can say which processors this process may use.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         n_slots = self.n_slots or max(1, (cores or 1) // threads)
@@ -219,6 +238,10 @@ class _Slots:
         # Ray starts a process per processor that it is told of, needed or not.
         n_cpus = min(n_slots, n_todo) * threads
         return TuneExecutor(threads, n_slots=self.n_slots, n_cpus=n_cpus)
+
+
+def _shard(text: str | None) -> Shard | None:
+    return None if text is None else Shard.parse(text)
 
 
 def _wanted(
@@ -259,6 +282,7 @@ def _rules(per_gpu: int | None, time_limit: str | None, stalled_after: str | Non
 
 def _drive(folder: SweepDir, made: Plan, wanted: Launch, slots: _Slots, consent: _Consent) -> None:
     from sweeper.display import display
+    from sweeper.doctor.preflight import Preflight, check_demands
     from sweeper.duration import duration
     from sweeper.schedule.driver import drive, threads_per_trial
     from sweeper.trackers import check_trackers
@@ -269,6 +293,8 @@ def _drive(folder: SweepDir, made: Plan, wanted: Launch, slots: _Slots, consent:
     root = folder.root(wanted.root)
     wanted = replace(wanted, log_to=check_trackers(wanted.log_to, root))
     check_fits(made, root, consent.force)
+    if not consent.force:
+        check_demands(folder, made, slots.address, slots.rules.time_limit)
     n_todo = min(len(made.todo), wanted.limit or len(made.todo))
     _say(f"{folder.path}: {len(made.trials)} trials, {made.n_complete} complete, {n_todo} to run")
     if n_todo and not consent.yes:
@@ -276,9 +302,11 @@ def _drive(folder: SweepDir, made: Plan, wanted: Launch, slots: _Slots, consent:
     if consent.detach and not is_detached():
         detach(folder)
         return
-    executor = slots.make(n_todo, threads_per_trial(folder))
-    started = time.monotonic()
+    threads, started = threads_per_trial(folder), time.monotonic()
     with display() as shown:
+        may_grow = slots.n_slots is not None
+        preflight = Preflight(made, root, threads, may_grow, consent.force, shown.say)
+        executor = slots.make(n_todo, threads, preflight)
         counts = drive(folder, made, wanted, executor, shown)
     if counts.n_todo:
         _conclude(folder, counts, duration(time.monotonic() - started))
@@ -297,6 +325,9 @@ def _conclude(folder: SweepDir, counts: Counts, took: str) -> None:
     _say(f"{done}/{counts.n_todo} trials complete{diverged}, in {took}")
     if counts.n_failed:
         _say(f"{counts.n_failed} failed; `sweeper failures {folder.path}` tells why")
+    if counts.avoided:
+        hosts = ", ".join(dict.fromkeys(node.host for node in counts.avoided))
+        _say(f"no more trials were given to {hosts}; `sweeper status {folder.path}` tells why")
     if counts.halt is not None:
         _say(
             f"stopped after {counts.halt.n_failed} failures alike in a row; launching again runs "

@@ -31,9 +31,24 @@ GridPath = Annotated[
     Path, typer.Argument(metavar="GRID", help="A grid file, e.g. grids/digits.yaml.")
 ]
 Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep directory, e.g. runs/digits.")]
+SweepPlace = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR", help="A sweep directory, or what --store named: a folder or a URL."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SweepDirOption = Annotated[
-    Path | None, typer.Option("--sweep-dir", metavar="DIR", help="Default: runs/<grid name>.")
+    Path | None,
+    typer.Option(
+        "--sweep-dir",
+        metavar="DIR",
+        help="Default: runs/<grid name>; of a shard, runs/<grid name>-<i>-of-<N>.",
+    ),
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Only this share of the trials: `2/8`."),
 ]
 StoreOption = Annotated[
     str | None,
@@ -45,7 +60,10 @@ StoreOption = Annotated[
     ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Go on although the disk seems too small for the sweep.")
+    bool,
+    typer.Option(
+        "--force", help="Go on although the disk seems too small, or a node or device unfit."
+    ),
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value of `base`.")

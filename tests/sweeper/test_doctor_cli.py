@@ -1,0 +1,198 @@
+"""`sweeper doctor` on this machine, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.s3_server import answering
+
+GRID = {"axes": {"seed": [0, 1]}}
+
+
+@pytest.fixture
+def doctor(here, monkeypatch, tmp_path):
+    """Runs `doctor --json` in an empty working directory; how it ended, and by check what it is."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def run(*arguments):
+        done = here("doctor", *arguments, "--json")
+        rows = json.loads(done.stdout)["findings"]
+        assert not list(work.iterdir()), "it leaves nothing behind"
+        return done, {row["check"]: row for row in rows}
+
+    return run
+
+
+def test_this_machine_is_looked_at_and_shown(here, doctor):
+    done, found = doctor()
+    assert done.stderr == ""
+    assert {"python", "torch", "memory", "open files", "gpu", "distances", "triton"} <= set(found)
+    assert not {"store", "grid", "room"} & set(found)
+    assert all(row["cure"] for row in found.values() if row["verdict"] == "warn")
+    assert done.returncode == 2 * any(row["verdict"] == "fail" for row in found.values())
+    shown = here("doctor")
+    assert shown.returncode == done.returncode
+    assert "\x1b" not in shown.stdout
+    assert "  pass  python " in shown.stdout
+
+
+def test_without_torch_and_ray_it_says_what_is_missing():
+    hide = "sys.modules |= dict.fromkeys(['torch', 'torchvision', 'triton', 'ray'])"
+    run = f"import sys; {hide}; sys.argv[1:] = ['doctor', '--json']; from sweeper.cli import main"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{run}; main()"], capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stderr) == (2, "")
+    found = {row["check"]: row for row in json.loads(done.stdout)["findings"]}
+    for check in ("torch", "torchvision", "distances"):
+        assert found[check]["verdict"] == "fail"
+        assert "pip install" in found[check]["cure"]
+    assert found["open files"]["text"]
+
+
+def test_a_grid_is_looked_at_with_its_data_and_its_room(doctor, grid_file):
+    done, found = doctor(grid_file(**GRID))
+    assert done.returncode == 0, done.stdout
+    assert found["grid"]["text"] == "2 trials, 2 to run"
+    assert {found[check]["verdict"] for check in ("grid", "room", "store", "data digits")} == {
+        "pass"
+    }
+
+
+def test_a_sweep_that_does_not_fit_is_a_failure(doctor, grid_file, monkeypatch):
+    from sweeper import room
+
+    monkeypatch.setattr(room, "free_room", lambda _: room.Room(1, None))
+    done, found = doctor(grid_file(**GRID))
+    assert done.returncode == 2
+    assert found["room"]["verdict"] == "fail"
+    assert "1 are free" in found["room"]["text"]
+    assert found["data digits"]["verdict"] == "pass", "the other checks go on"
+
+
+def test_a_grid_that_is_wrong_is_a_failure_and_the_rest_goes_on(doctor, grid_file):
+    done, found = doctor(grid_file(axes={"sed": [1]}))
+    assert done.returncode == 2
+    assert found["grid"]["verdict"] == "fail"
+    assert "unknown key" in found["grid"]["text"]
+    assert found["torch"]["verdict"] == "pass"
+
+
+def test_a_grid_for_gpus_is_a_failure_without_one(doctor, grid_file, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    done, found = doctor(grid_file(axes={"precision": ["float32", "bf16"]}))
+    assert done.returncode == 2
+    assert found["precision"]["verdict"] == "fail"
+    assert "precision=float32" in found["precision"]["cure"]
+
+
+def test_data_that_is_absent_is_a_failure(doctor, grid_file, without, monkeypatch, tmp_path):
+    monkeypatch.setenv("SWEEPER_DATA", str(tmp_path / "nothing"))
+    axes = {"data.name": ["cifar10", "digits"]}
+    done, found = doctor(grid_file(base=without("data.name"), axes=axes))
+    assert done.returncode == 2
+    assert found["data cifar10"]["verdict"] == "fail"
+    assert "sweeper data get cifar10" in found["data cifar10"]["cure"]
+
+
+def test_a_folder_is_looked_at_without_a_grid(doctor, tmp_path):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for option in ("--sweep-dir", "--store"):
+        done, found = doctor(option, folder)
+        assert done.returncode == 0, done.stdout
+        assert found["store"]["text"].startswith(f"{folder}: write ")
+        assert not list(folder.iterdir())
+
+
+def test_an_expired_credential_is_told_once_and_nothing_is_planned(
+    doctor, grid_file, proxy, s3_url
+):
+    proxy.fail(answering(400, "ExpiredToken"), times=1 << 30)
+    done, found = doctor(grid_file(**GRID), "--store", s3_url)
+    assert done.returncode == 2
+    assert "ExpiredToken" in found["store"]["text"]
+    assert "sign in again" in found["store"]["cure"]
+    assert found["grid"]["verdict"] == "warn"
+
+
+def test_a_launch_with_an_expired_credential_says_how_to_renew_it(
+    here, grid_file, proxy, s3_url, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    proxy.fail(answering(400, "ExpiredToken"), times=1 << 30)
+    grid = grid_file(**GRID)
+    done = here("launch", grid, "--store", s3_url, "--executor", "local", "-y")
+    assert done.returncode == 2
+    error, _, hint = done.stderr.partition("\n\n")
+    assert error.startswith("error: ")
+    assert "(ExpiredToken)" in error
+    assert hint.startswith("hint: the credentials have expired: sign in again")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_launch_for_gpus_without_one_is_refused_before_anything_is_made(
+    here, grid_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    launch = ("launch", grid_file(axes={"precision": ["bf16"]}), "--executor", "local", "-y")
+    done = here(*launch)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: precision: 1 of 1 trials are to compute in `bf16`, and")
+    assert "hint: `--set precision=float32`" in done.stderr
+    assert not (tmp_path / "runs").exists()
+    assert here(*launch, "--force", "--set", "epochs=1").returncode == 0
+
+
+def test_a_time_limit_that_is_too_short_is_refused_before_slots_are_started(
+    here, grid_file, tmp_path
+):
+    launch = ("launch", grid_file(**GRID), "--sweep-dir", tmp_path / "sweep", "-y")
+    assert here(*launch, "--executor", "local", "--limit", 1).returncode == 0
+    journal = tmp_path / "sweep" / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    slow = [line | ({"seconds": 90.0} if "seconds" in line else {}) for line in lines]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in slow))
+    (tmp_path / "sweep" / "status.json").unlink()
+    done = here(*launch, "--time-limit", "30s")
+    assert done.returncode == 2
+    said = "error: --time-limit: 30.0 s, and an epoch of the shortest trial takes 45.0 s; "
+    assert said in done.stderr
+    assert "hint: " in done.stderr
+
+
+def test_no_cluster_at_the_address_is_the_same_error_as_of_a_launch(here, grid_file, tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    grid = grid_file(**GRID)
+    doctor = here("doctor", grid, "--address", address, "--sweep-dir", tmp_path / "s")
+    assert doctor.returncode == 2
+    assert doctor.stdout == ""
+    assert doctor.stderr.startswith(f"error: --address: no cluster at `{address}` (nothing answers")
+    launch = here("launch", grid, "--address", address, "--sweep-dir", tmp_path / "s", "-y")
+    assert launch.stderr.endswith(doctor.stderr)
+
+
+def test_what_a_plug_in_prints_is_no_finding(doctor, grid_file, without, tmp_path, monkeypatch):
+    (tmp_path / "chatty.py").write_text(
+        "from torch import nn\n"
+        "print('loaded')\n"
+        "def net(shape, n_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    axes = {"model.name": ["chatty:net"]}
+    done, found = doctor(grid_file(base=without("model.name"), axes=axes))
+    assert done.returncode == 0
+    assert found["plug-in chatty:net"]["verdict"] == "pass"
+    assert "loaded" in done.stderr
+    sys.modules.pop("chatty")
