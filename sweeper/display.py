@@ -17,7 +17,7 @@ from rich.text import Text
 
 from sweeper.attempt import Outcome, Waiting
 from sweeper.duration import duration
-from sweeper.schedule.executor import Event, Halt, Packed, Retry
+from sweeper.schedule.executor import Avoided, Event, Halt, Packed, Retry
 from sweeper.schedule.retry import Failure
 from sweeper.schedule.scribe import Counts
 
@@ -68,7 +68,10 @@ class Display:
         elif isinstance(event, Outcome) and event.state == "diverged":
             yield f"trial {event.trial_id} diverged; recorded up to there"
         elif isinstance(event, Packed):
-            yield f"{event.shape}: {event.per_gpu} a GPU ({event.reason})"
+            kind = f" of kind {event.kind}" if event.kind else ""
+            yield f"{event.shape}: {event.per_gpu or 'none'} a GPU{kind} ({event.reason})"
+        elif isinstance(event, Avoided):
+            yield str(event)
         elif isinstance(event, Halt):
             yield f"{event.n_failed} trials in a row failed alike; stopping"
 

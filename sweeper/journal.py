@@ -12,7 +12,10 @@ retried    trial, attempt, kind, error, message, signature, delay, host, device:
 failed     the same without delay: not run again in this launch
 stopped    trial, attempt, seconds, steps: drained, checkpointed, to be resumed
 requeued   trial: taken out of the store as damaged, to be run again
-packed     shape, per_gpu, reason, peak_bytes, device_bytes: how trials of a shape share a GPU
+packed     shape, kind, per_gpu, reason, peak_bytes, device_bytes: how trials of a shape share a GPU
+           of this kind; 0 if it is too small (older journals name no kind)
+avoided    node, host, reason, trials, signature: the node gets no more trials in this launch; those
+           named failed there, mostly alike, and went well elsewhere
 ended      reason (complete, failures, stopped or halted), n_slots, n_gpus; signature, where
            halted
 lost       trial: its worker died; it is run again (in older journals only)
@@ -100,6 +103,7 @@ _NEEDED: Mapping[str, frozenset[str]] = {
     "launched": frozenset({"t"}),
     "ended": frozenset({"t"}),
     "packed": frozenset({"t", "shape", "per_gpu"}),
+    "avoided": frozenset({"t", "host", "reason"}),
     "finished": _OF_A_TRIAL | {"state"},
     "retried": _FAILED,
     "failed": _FAILED,
@@ -127,9 +131,10 @@ class Tally:
     event what tells how the trial is; what its last attempt failed of stays while it is run again,
     and until it has ended `seconds` and `steps` of its last attempt that was measured, and `step`,
     the last optimizer step that it is known to have behind it (of a running one, where it began).
-    `packed` holds how many trials of each shape share a GPU, `hosts` where attempts were made, and
-    `offset` is where in the journal the tally ends. A driver has it in memory, so that a finished
-    trial keeps only what its sweep's status and estimates need.
+    `packed` holds for each shape how many trials share a GPU, by its kind, `avoided` the nodes that
+    the last launch gave up, `hosts` where attempts were made, and `offset` is where in the journal
+    the tally ends. A driver has it in memory, so that a finished trial keeps only what its sweep's
+    status and estimates need.
     """
 
     offset: int = 0
@@ -137,8 +142,14 @@ class Tally:
     launched: dict[str, Any] | None = None  # the last launch
     ended: dict[str, Any] | None = None  # its end, None while it runs or if it was killed
     torn: int = 0  # bytes of an incomplete last line
-    packed: dict[str, int] = field(default_factory=dict)
+    packed: dict[str, dict[str, int]] = field(default_factory=dict)
     hosts: list[str] = field(default_factory=list)
+    avoided: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def sharing(self) -> dict[str, int]:
+        """How many trials of each shape share a GPU, of the kind that takes the most."""
+        return {shape: max(of_kind.values()) for shape, of_kind in self.packed.items()}
 
     @classmethod
     def read(cls, digest: Path, journal: Path) -> Tally:
@@ -185,8 +196,10 @@ class Tally:
         """Whether a line of this journal ends where the tally does."""
         if not (isinstance(self.trials, dict) and isinstance(self.packed, dict)):
             return False
+        if not all(isinstance(of_kind, dict) and of_kind for of_kind in self.packed.values()):
+            return False
         if (
-            not isinstance(self.hosts, list)
+            not (isinstance(self.hosts, list) and isinstance(self.avoided, list))
             or self.offset <= 0
             or not all(_is_tallied(found) for found in self.trials.values())
         ):
@@ -199,11 +212,13 @@ class Tally:
         """Take one event into account."""
         kind = event["event"]
         if kind == "launched":
-            self.launched, self.ended = event, None
+            self.launched, self.ended, self.avoided = event, None, []
         elif kind == "ended":
             self.ended = event
         elif kind == "packed":
-            self.packed[event["shape"]] = event["per_gpu"]
+            self.packed.setdefault(event["shape"], {})[event.get("kind", "")] = event["per_gpu"]
+        elif kind == "avoided":
+            self.avoided.append(event)
         else:
             self.trials[event["trial"]] = self._kept(kind, event)
             self._note_host(event)

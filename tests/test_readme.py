@@ -56,7 +56,7 @@ def test_make_targets_that_readme_names_exist():
 def test_the_commands_and_the_reader_that_readme_shows_run_in_this_order(tmp_path: Path):
     (tmp_path / "grids").symlink_to(ROOT / "grids")
     commands = [line for line in shell_lines() if line.startswith("sweeper ")]
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         done = run(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

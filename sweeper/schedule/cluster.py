@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sweeper.errors import ClusterError, SweeperError
+from sweeper.schedule.joining import join
 from sweeper.train.memory import MALLOC_SETTINGS
 from sweeper.train.sources.place import ROOT_VARIABLE, data_root
 
 T = TypeVar("T")
 
-ANSWER_SECONDS = 10.0  # in which a cluster's address must answer
+HEAD_SECONDS = 30.0  # in which a head must answer
+LEAVE_SECONDS = 10.0  # in which it must take leave
+ANSWER_SECONDS = 10.0  # in which the driver must answer a node
 OBJECT_STORE_BYTES = 128 << 20  # nothing large passes through Ray
+_PATIENCE = ("RAY_gcs_rpc_server_reconnect_timeout_s", "600")  # seconds until Ray ends a driver
 GO_ON = "nothing is lost: launch again to go on"
+
+UNKNOWN = "unknown"  # kind of GPUs
 
 _KIND = "accelerator_type:"  # what Ray calls the resource that names a node's GPUs
 _SETTINGS = {  # read by Ray when it starts; slots inherit them
@@ -76,6 +84,8 @@ def joined(
     ClusterError : it is lost on the way, or Ray fails.
     """
     os.environ.update(_SETTINGS)
+    if address != "local":
+        os.environ.setdefault(*_PATIENCE)
     # That the folder cannot be emptied at once is no error of the sweep.
     folder = tempfile.TemporaryDirectory(prefix="sweeper-", ignore_cleanup_errors=True)
     with folder as scratch, _quiet(Path(scratch)):
@@ -86,14 +96,19 @@ def joined(
         try:
             yield Path(scratch)
         finally:
-            ray.shutdown()
+            ray.shutdown() if address == "local" else _leave()
 
 
 def nodes() -> list[Node]:
-    """The nodes that are up, of the cluster that this process has joined."""
+    """The nodes that are up, of the cluster that this process has joined.
+
+    Raises
+    ------
+    ClusterError : its head does not answer.
+    """
     import ray
 
-    return [_node(found) for found in ray.nodes() if found["Alive"]]
+    return [_node(found) for found in _soon(ray.nodes, HEAD_SECONDS) if found["Alive"]]
 
 
 def _node(found: dict[str, Any]) -> Node:
@@ -109,9 +124,15 @@ def _node(found: dict[str, Any]) -> Node:
     )
 
 
+def kinds(among: Sequence[Node]) -> dict[str, str]:
+    """The kind of each node's GPUs, by its id: `UNKNOWN` where Ray knows only those of others."""
+    otherwise = UNKNOWN if any(node.kind for node in among) else ""
+    return {node.node_id: node.kind or otherwise for node in among}
+
+
 def of_kind(kind: str) -> dict[str, float]:
-    """The resource by which a slot asks for a node whose GPUs are of this kind."""
-    return {f"{_KIND}{kind}": 0.001} if kind else {}
+    """The resource by which a slot asks for a node whose GPUs are of this kind, if there is one."""
+    return {f"{_KIND}{kind}": 0.001} if kind not in ("", UNKNOWN) else {}
 
 
 def ask_every_node(ask: Callable[[], T], seconds: float) -> list[Answer[T]]:
@@ -126,19 +147,33 @@ def ask_every_node(ask: Callable[[], T], seconds: float) -> list[Answer[T]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there, task = nodes(), ray.remote(num_cpus=0, max_retries=0)(_answer)
+    ours = [ray.put(None)]  # in a list, so that a node has to ask this process for it
     asked = [
         task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        ).remote(list(sys.path), str(data_root()), ask)
+        ).remote(list(sys.path), str(data_root()), ask, ours)
         for node in there
     ]
     deadline = time.monotonic() + seconds
     return [_heard(node, answer, deadline) for node, answer in zip(there, asked, strict=True)]
 
 
-def _answer(import_path: Sequence[str], data: str, ask: Callable[[], T]) -> T:
-    """On a node: answer as a slot would, with its import path and its data."""
+def _answer(
+    import_path: Sequence[str], data: str, ask: Callable[[], T], drivers: Sequence[Any]
+) -> T:
+    """On a node: answer as a slot would, with its import path and its data.
+
+    Raises
+    ------
+    ConnectionError : the driver can be answered, but not be asked, as slots do all the time.
+    """
+    import ray
+
     set_up(import_path, data)
+    try:
+        ray.get(drivers[0], timeout=ANSWER_SECONDS)
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.ObjectLostError) as error:
+        raise ConnectionError("the driver's host cannot be reached from here") from error
     return ask()
 
 
@@ -184,13 +219,51 @@ def _connect(address: str, local: dict[str, int | None]) -> None:
             **quiet,
         )
         return
-    _check_answers(address)
-    environment = {"env_vars": dict(MALLOC_SETTINGS)}
+    join(address, runtime_env={"env_vars": dict(MALLOC_SETTINGS)}, **quiet)
+
+
+def _leave() -> None:
+    """Leave a cluster; one whose head is gone by ending this process when it comes to its end.
+
+    Else Ray would wait for the head for minutes, and end the process with a code of its own.
+    """
+    import ray
+
+    lost = sys.exception()
     try:
-        ray.init(address=address, runtime_env=environment, **quiet)
-    except (ConnectionError, ValueError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise _no_cluster(address, first) from error
+        _soon(ray.shutdown, LEAVE_SECONDS)
+    except ClusterError:
+        atexit.register(_end, getattr(lost, "exit_code", ClusterError.exit_code))
+
+
+def _end(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _soon(ask: Callable[[], T], seconds: float) -> T:
+    """What a call to the head returns, for which Ray would wait for as long as it takes.
+
+    Raises
+    ------
+    ClusterError : it does not return; it is left behind.
+    """
+    said = Future[T]()
+
+    def call() -> None:
+        try:
+            said.set_result(ask())
+        except BaseException as error:
+            said.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        return said.result(seconds)
+    except TimeoutError:
+        found = f"the cluster's head has not answered for {seconds:.0f} s"
+        raise ClusterError("ray", found, hint=GO_ON) from None
 
 
 @contextmanager
@@ -210,23 +283,6 @@ def _signals_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _no_cluster(address: str, found: str) -> SweeperError:
-    hint = "`ray status` on the cluster's head tells whether it is up"
-    where = f"no cluster at `{address}` ({found})"
-    return SweeperError("--address", where, "`auto`, or the `host:port` of a Ray cluster", hint)
-
-
-def _check_answers(address: str) -> None:
-    """Refuse an address where nothing answers, for which Ray would wait a minute twenty times."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return  # `auto`, and what else Ray may know
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _no_cluster(address, f"nothing answers: {error}") from error
 
 
 @contextmanager

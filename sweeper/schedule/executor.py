@@ -26,7 +26,10 @@ class Retry:
 
 @dataclass(frozen=True)
 class Packed:
-    """Trials of a shape share a GPU by so many from now on, because of what is named."""
+    """Trials of a shape share a GPU by so many from now on, because of what is named.
+
+    `kind` is that of the GPU, where one is known; `per_gpu` is 0 if such a GPU is too small.
+    """
 
     shape: str
     per_gpu: int
@@ -34,6 +37,26 @@ class Packed:
     peak_bytes: int = 0
     device_bytes: int = 0
     trial_id: str = ""  # which trial showed it
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Avoided:
+    """A node is given no more trials in this launch, for what failed there alone or for its code.
+
+    `trial_ids` failed there, most of them with this signature, and went well elsewhere.
+    """
+
+    node: str
+    host: str
+    reason: str
+    trial_ids: tuple[str, ...] = ()
+    signature: str = ""
+    trial_id: str = ""  # of no trial in particular
+
+    def __str__(self) -> str:
+        alike = f" ({self.signature})" if self.signature else ""
+        return f"{self.host} is avoided: {self.reason}{alike}"
 
 
 @dataclass(frozen=True)
@@ -56,7 +79,7 @@ class Tick:
     trial_id: str = ""
 
 
-Event = Tick | Progress | Waiting | Outcome | Failure | Retry | Packed | Halt
+Event = Tick | Progress | Waiting | Outcome | Failure | Retry | Packed | Avoided | Halt
 Runner = Callable[[Order, Callable[[], bool], Callable[[Progress | Waiting], None]], Outcome]
 
 

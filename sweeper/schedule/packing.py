@@ -1,11 +1,13 @@
 """How many slots share a GPU: by the memory that a shape is seen to need; pure.
 
-A share is always 1/k of one GPU: any other fraction can be free in sum and on no single GPU.
+A share is always 1/k of one GPU: any other fraction can be free in sum and on no single GPU. GPUs
+of several kinds have not the same memory, so that what is known of a shape is known of a kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sweeper.attempt import CONTEXT_BYTES
@@ -15,6 +17,14 @@ CHOICES = (8, 4, 2, 1)  # of slots a GPU, tried in this order
 HEADROOM = 1.25  # above the most that tensors took: what lies between them is lost, too
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a slot has of a GPU: 1/`per_gpu` of one of a kind; that is empty where none is known."""
+
+    kind: str = ""
+    per_gpu: int = 1
+
+
 def fitting(peak_bytes: int, device_bytes: int) -> int:
     """How many trials that need so much fit on a GPU that has so much; at least one."""
     each = peak_bytes * HEADROOM + CONTEXT_BYTES
@@ -22,90 +32,180 @@ def fitting(peak_bytes: int, device_bytes: int) -> int:
 
 
 class Packing:
-    """How many trials of each shape may share a GPU, as far as it is known.
+    """How many trials of each shape may share a GPU of each kind, as far as it is known.
 
     A shape that nothing is known of has a GPU to itself until its first trial shows what it needs.
     """
 
-    def __init__(self, rules: Rules) -> None:
-        self._fixed = rules.per_gpu
-        self._known = {} if rules.per_gpu else dict(rules.packed)
-        self._peaks: dict[str, int] = {}
+    def __init__(self, rules: Rules, has_gpus: bool = True) -> None:
+        self._fixed, self._has_gpus = rules.per_gpu, has_gpus
+        packed = {} if rules.per_gpu else rules.packed
+        self._known = {(shape, kind): n for shape, of in packed.items() for kind, n in of.items()}
+        self._peaks: dict[tuple[str, str], int] = {}
+        self._memory: dict[str, int] = {}  # bytes that a GPU of the kind has
+        self._kinds: tuple[str, ...] = ("",)
 
-    def per_gpu(self, shape: str) -> int:
-        """How many trials of this shape may share a GPU."""
-        return self._known.get(shape, self._fixed or 1)
+    def sees(self, kinds: Iterable[str]) -> None:
+        """Take note of the kinds that there are; one that goes may come back, and counts on."""
+        self._kinds = tuple(sorted({*self._kinds, *kinds} - {""})) or ("",)
 
-    def measured(self, shape: str, peak_bytes: int, device_bytes: int) -> int | None:
+    def has(self, kind: str, device_bytes: int) -> None:
+        """Take note of how much memory a GPU of this kind has; 0 where that is not known."""
+        if device_bytes:
+            self._memory[kind] = device_bytes
+
+    def shares(self, shape: str) -> tuple[Share, ...]:
+        """The shares in which a trial of this shape may run, one of each kind that is large enough.
+
+        Where none is, it may try. Without GPUs it is the whole of a slot.
+        """
+        if not self._has_gpus:
+            return (Share(),)
+        found = [Share(kind, self.per_gpu(shape, kind)) for kind in self._kinds]
+        return tuple(s for s in found if s.per_gpu) or tuple(Share(kind) for kind in self._kinds)
+
+    def needed(self, shape: str, kind: str) -> int:
+        """How many slots of the size that this shape needs share a GPU of a kind; 0 for none."""
+        return next((s.per_gpu for s in self.shares(shape) if s.kind == kind), 0)
+
+    def per_gpu(self, shape: str, kind: str = "") -> int:
+        """How many trials of this shape may share a GPU of this kind; 0 if it is too small."""
+        found = self._found(shape, kind)
+        return (self._fixed or 1) if found is None else found
+
+    def measured(
+        self, shape: str, peak_bytes: int, device_bytes: int, kind: str = ""
+    ) -> int | None:
         """Take a measurement; the new number for the shape, None when it stays.
 
         Only the first one can raise the number, and none can raise what was demoted.
         """
-        if self._fixed or not device_bytes or peak_bytes <= self._peaks.get(shape, 0):
+        key = shape, kind
+        if self._fixed or not device_bytes or peak_bytes <= self._peaks.get(key, 0):
             return None
-        self._peaks[shape] = peak_bytes
-        found = fitting(peak_bytes, device_bytes)
-        if shape in self._known and found >= self._known[shape]:
-            return None
-        return self._set(shape, found)
+        self._peaks[key] = peak_bytes
+        found, known = fitting(peak_bytes, device_bytes), self._found(shape, kind)
+        return self._set(key, found) if known is None or found < known else None
 
-    def out_of_memory(self, shape: str, per_gpu: int) -> int | None:
-        """A trial found too little memory beside others; the new number, None when it stays."""
-        fewer = max(per_gpu // 2, 1)
-        return self._set(shape, fewer) if fewer < self.per_gpu(shape) else None
+    def out_of_memory(self, shape: str, per_gpu: int, kind: str = "") -> int | None:
+        """A trial found too little memory; the new number, None when it stays.
 
-    def _set(self, shape: str, per_gpu: int) -> int:
-        self._known[shape] = per_gpu
+        0 is for a whole GPU of a kind that is too small, while another may be large enough.
+        """
+        least = 0 if self._may_fit_elsewhere(shape, kind) else 1
+        fewer = max(per_gpu // 2, least)
+        return self._set((shape, kind), fewer) if fewer < self.per_gpu(shape, kind) else None
+
+    def _found(self, shape: str, kind: str) -> int | None:
+        found = self._known.get((shape, kind))
+        if found is None and len(self._kinds) == 1:  # as journals say that name no kinds
+            return self._known.get((shape, ""))
+        return found
+
+    def _may_fit_elsewhere(self, shape: str, kind: str) -> bool:
+        there = self._memory.get(kind, 0)
+        others = [other for other in self._kinds if other != kind and self.per_gpu(shape, other)]
+        return any(self._memory.get(other, there + 1) > there for other in others)
+
+    def _set(self, key: tuple[str, str], per_gpu: int) -> int:
+        self._known[key] = per_gpu
         return per_gpu
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What the trials of one number a GPU are at: how many could start now, how many run."""
+    """Trials that could start now: how many, and the shares of which each needs any one."""
 
-    per_gpu: int
+    shares: tuple[Share, ...]
     n_ready: int
-    n_running: int
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What there is for slots: GPUs, and how many slots its processors can feed.
+    """What there is for slots, by kind of GPU; without GPUs that is empty.
 
-    `n_gpus` is None where slots are to have none; 0 when there is none at the moment.
+    Parameters
+    ----------
+    slots : how many the processors can feed that are beside these GPUs.
+    gpus : None where slots are to have none.
+    n_slots : how many there may be in all; None for as many as there is room for.
+    grows : whether slots may wait for what is not there yet.
     """
 
-    n_gpus: int | None
-    n_slots: int
+    slots: Mapping[str, int]
+    gpus: Mapping[str, int] | None = None
+    n_slots: int | None = None
+    grows: bool = False
 
 
 def missing_slots(
-    demands: Sequence[Demand], asked: Mapping[int, int], devices: Devices
-) -> list[int]:
-    """The slots to add, each by how many of its kind share a GPU.
-
-    Without GPUs the demand is all for whole slots.
+    demands: Sequence[Demand],
+    asked: Mapping[Share, int],
+    running: Mapping[Share, int],
+    devices: Devices,
+) -> list[Share]:
+    """The slots to add, each by its share.
 
     Parameters
     ----------
     demands : in the order in which their trials run.
-    asked : slots that there are or that wait to be placed, by how many share a GPU. Those of one
-        number are taken to fill GPUs one after another.
+    asked : slots that there are or that wait to be placed. Those of one share are taken to fill
+        GPUs one after another.
+    running : how many of them run a trial; the others take what they have a share for.
     """
-    n_left = devices.n_slots - sum(asked.values())
-    free = (devices.n_gpus or 0) - sum(_gpus(n, per_gpu) for per_gpu, n in asked.items())
-    added: list[int] = []
-    for demand in demands:
-        there = asked.get(demand.per_gpu, 0)
-        n = min(demand.n_ready + demand.n_running - there, n_left)
-        if devices.n_gpus is not None:
-            n = min(n, -there % demand.per_gpu + max(free, 0) * demand.per_gpu)
-        if n <= 0:
-            continue
-        added += [demand.per_gpu] * n
-        n_left -= n
-        free -= _gpus(there + n, demand.per_gpu) - _gpus(there, demand.per_gpu)
+    room, added = _Room(asked, devices), list[Share]()
+    for demand, n_left in zip(demands, _unserved(demands, asked, running), strict=True):
+        for share in demand.shares:
+            n_new = min(n_left, room.for_slots(share))
+            n_left -= n_new
+            added += room.take(share, n_new)
+        if devices.grows:
+            added += room.take(demand.shares[0], min(n_left, room.n_left))
     return added
+
+
+def _unserved(
+    demands: Sequence[Demand], asked: Mapping[Share, int], running: Mapping[Share, int]
+) -> list[int]:
+    """How many trials of each demand find no idle slot; who has the least choice takes first."""
+    idle = {share: max(n - running.get(share, 0), 0) for share, n in asked.items()}
+    left = [demand.n_ready for demand in demands]
+    for i in sorted(range(len(demands)), key=lambda i: len(demands[i].shares)):
+        shares = demands[i].shares
+        # A slot that waits for whatever kind may come takes what has as large a share there.
+        for share in [*shares, *(Share("", share.per_gpu) for share in shares)]:
+            n_taken = min(left[i], idle.get(share, 0))
+            left[i] -= n_taken
+            idle[share] = idle.get(share, 0) - n_taken
+    return left
+
+
+class _Room:
+    """What is left of the devices beside the slots that were asked for."""
+
+    def __init__(self, asked: Mapping[Share, int], devices: Devices) -> None:
+        self._asked, self._devices = Counter(asked), devices
+        most = devices.n_slots
+        self._most = sum(devices.slots.values()) if most is None else most
+
+    @property
+    def n_left(self) -> int:
+        return max(self._most - self._asked.total(), 0)
+
+    def for_slots(self, share: Share) -> int:
+        """How many slots of this share there is room for."""
+        kind, gpus = share.kind, self._devices.gpus
+        there = {other: n for other, n in self._asked.items() if other.kind == kind}
+        n = min(self.n_left, self._devices.slots.get(kind, 0) - sum(there.values()))
+        if gpus is not None:
+            taken = sum(_gpus(n_slots, other.per_gpu) for other, n_slots in there.items())
+            free = max(gpus.get(kind, 0) - taken, 0)
+            n = min(n, -there.get(share, 0) % share.per_gpu + free * share.per_gpu)
+        return max(n, 0)
+
+    def take(self, share: Share, n_slots: int) -> list[Share]:
+        self._asked[share] += n_slots
+        return [share] * n_slots
 
 
 def _gpus(n_slots: int, per_gpu: int) -> int:

@@ -77,6 +77,11 @@ class Patience:
             return False
         return self._used.get(trial_id, 0.0) + now - watched.began > limit
 
+    def has_ended_epoch(self, trial_id: str) -> bool:
+        """Whether the attempt is past its first epoch."""
+        watched = self._watched.get(trial_id)
+        return watched is not None and (watched.epoch or 0) >= 1
+
     def stalled(self, trial_id: str, now: float) -> float | None:
         """Seconds since the last step, when these are too many."""
         watched = self._watched.get(trial_id)

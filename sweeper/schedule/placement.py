@@ -11,18 +11,29 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from sweeper.schedule.cluster import set_up
+from sweeper.schedule.cluster import UNKNOWN, of_kind, set_up
 from sweeper.schedule.executor import Runner
-from sweeper.schedule.packing import Demand, Devices, missing_slots
-from sweeper.schedule.slot import serve
+from sweeper.schedule.leases import NODE_IS_GONE, PREEMPTED
+from sweeper.schedule.nodes import Site
+from sweeper.schedule.packing import Devices, Share, missing_slots
+from sweeper.schedule.polled import Polled
+from sweeper.schedule.slot import occupy
+
+# Tune would send the driver's own credentials along with every slot, and Ray write them into the
+# logs of every node. Workers have theirs from where they run.
+class_cache.ENV_VARS_TO_PROPAGATE = {
+    name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
+}
 
 _DETAIL = re.compile(r"Worker exit detail: (.*?)(?:\. (?=[A-Z])|\.?$)", re.DOTALL)
 
@@ -34,15 +45,17 @@ class Placement:
 
     Parameters
     ----------
-    on_death : told of a slot whose process died, and why.
+    on_death : told of a slot whose process died, why, and on which node.
     """
 
-    def __init__(self, threads: int, on_death: Callable[[int, str], None]) -> None:
+    def __init__(self, threads: int, on_death: Callable[[int, str, str], None]) -> None:
         self._threads, self._on_death = threads, on_death
         self._lock = threading.Lock()
-        self._missing: list[int] = []
-        self._has_gpus = False
-        self._given: dict[str, int] = {}  # by Tune's name of the slot: how many share its GPU
+        self._missing: list[Share] = []
+        self._devices = Devices({})
+        self._sites: Mapping[str, Site] = {}
+        self._avoided: Collection[str] = ()
+        self._given: dict[str, tuple[int, Share]] = {}  # by Tune's name of the slot
         self._n_made = 0
         self._condemned: set[int] = set()
         self._is_over = threading.Event()
@@ -56,11 +69,16 @@ class Placement:
 
     # --- in the driver's thread -----------------------------------------------------------
 
-    def want(self, demands: Sequence[Demand], devices: Devices) -> None:
+    def want(self, found: Polled, devices: Devices, sites: Mapping[str, Site]) -> None:
         """Add slots for what could run and has none; those without work leave by themselves."""
         with self._lock:
-            self._missing = missing_slots(demands, Counter(self._given.values()), devices)
-            self._has_gpus = devices.n_gpus is not None
+            asked = Counter(
+                Share(found.kinds.get(slot, share.kind), share.per_gpu)
+                for slot, share in self._given.values()
+                if slot not in found.astray
+            )
+            self._missing = missing_slots(found.demands, asked, found.running, devices)
+            self._devices, self._sites, self._avoided = devices, sites, found.avoided
 
     def kill(self, slots: Sequence[int]) -> None:
         """End the processes of these slots; Tune starts others for them."""
@@ -71,15 +89,32 @@ class Placement:
         """No slot is needed any more."""
         self._is_over.set()
 
-    def run(self, queue: Any, runner: Runner, data_root: str, scratch: Path) -> None:
+    def run(
+        self,
+        queue: Any,
+        runner: Runner,
+        code: Mapping[str, str],
+        plug_ins: Collection[str],
+        data_root: str,
+        scratch: Path,
+    ) -> None:
         """Have Tune keep the slots, until `end`."""
         slot = tune.with_parameters(
-            _Slot, queue=queue, runner=runner, import_path=list(sys.path), data_root=data_root
+            _Slot,
+            queue=queue,
+            runner=runner,
+            code=code,
+            plug_ins=plug_ins,
+            import_path=list(sys.path),
+            data_root=data_root,
         )
         tune.Tuner(
             slot,
             tune_config=tune.TuneConfig(
-                search_alg=_Source(self), num_samples=-1, reuse_actors=False
+                search_alg=_Source(self),
+                scheduler=_Scheduler(self),
+                num_samples=-1,
+                reuse_actors=False,
             ),
             run_config=tune.RunConfig(
                 name="slots",
@@ -103,17 +138,30 @@ class Placement:
         with self._lock:
             if not self._missing:
                 return None
-            per_gpu = self._missing.pop(0)
-            self._given[name] = per_gpu
+            share = self._missing.pop(0)
             self._n_made += 1
-            # Four decimals are all that Ray keeps, and k shares may not add up to more than one.
-            share = int(1e4 / per_gpu) / 1e4 if self._has_gpus else 0
+            self._given[name] = self._n_made, share
+            gpus = self._devices.gpus
+            is_particular = gpus is not None and set(gpus) != {share.kind}
             return {
                 "slot": self._n_made,
-                "per_gpu": per_gpu,
+                "per_gpu": share.per_gpu,
                 "cpus": self._threads,
-                "gpus": share,
+                # Four decimals are all that Ray keeps, and k shares may not add up to more than 1.
+                "gpus": 0 if gpus is None else int(1e4 / share.per_gpu) / 1e4,
+                "kind": share.kind if is_particular else "",
+                "away": self._away(share.kind),
             }
+
+    def request(self, config: Mapping[str, Any]) -> Any:
+        """What a slot that comes back asks of Ray by now."""
+        with self._lock:
+            return _request({**config, "away": self._away(config["kind"])})
+
+    def _away(self, kind: str) -> list[str]:
+        """The nodes on which such a slot is not to be placed."""
+        others = [n for n, s in self._sites.items() if kind == UNKNOWN and s.kind != UNKNOWN]
+        return sorted({*self._avoided, *others} & self._sites.keys())
 
     def left(self, name: str) -> None:
         """A slot has left for good."""
@@ -122,7 +170,8 @@ class Placement:
 
     def died(self, trial: Any) -> None:
         """Tune has seen a slot's process end with an error, and starts another."""
-        self._on_death(trial.config["slot"], reason_of(_error_of(trial)))
+        error = _error_of(trial)
+        self._on_death(trial.config["slot"], reason_of(error), _node_of(error))
 
     def execute(self, trials: Sequence[Any]) -> None:
         """Kill the processes of the slots that are to be killed."""
@@ -143,17 +192,28 @@ def _error_of(trial: Any) -> BaseException | None:
     return None
 
 
+def _node_of(error: BaseException | None) -> str:
+    """The node of an actor that died, even of one that never ran; empty where it is not known."""
+    with contextlib.suppress(Exception):  # Ray tells of this without a dashboard only privately
+        found = ray._private.state.actors(getattr(error, "actor_id", None))
+        return str(found["Address"]["NodeID"])
+    return ""
+
+
 def reason_of(error: BaseException | None) -> str:
     """Why a slot's process ended, in a few words."""
     text = str(error)
+    last = next(reversed(text.strip().splitlines()), "").strip()
+    if isinstance(error, ray.exceptions.RayTaskError):  # raised in it, whatever it may tell of
+        return f"its worker failed: {last}"
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "memory monitor" in text:
         return "its worker was killed because the node ran out of memory"
     if getattr(error, "preempted", False):
-        return "its node was preempted"
+        return PREEMPTED
     if "node has died" in text or "node was terminated" in text or "node failure" in text:
-        return "its node is gone"
+        return NODE_IS_GONE
     if "creation task" in text:
-        return f"its worker could not start: {text.strip().splitlines()[-1].strip()}"
+        return f"its worker could not start: {last}"
     found = _DETAIL.search(text)
     return f"its worker died: {found[1]}" if found else "its worker died"
 
@@ -163,25 +223,37 @@ class _Slot(tune.Trainable):  # type: ignore[misc]  # Ray is not typed
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> Any:
-        resources = {"CPU": config["cpus"], "GPU": config["gpus"]}
-        return tune.PlacementGroupFactory([{k: v for k, v in resources.items() if v}])
+        return _request(config)
 
     def setup(
         self,
         config: dict[str, Any],
         queue: Any,
         runner: Runner,
+        code: Mapping[str, str],
+        plug_ins: Collection[str],
         import_path: list[str],
         data_root: str,
     ) -> None:
         set_up(import_path, data_root)
-        self._serve: Callable[[], None] = lambda: serve(
-            queue, config["slot"], config["per_gpu"], runner
+        slot, per_gpu, threads = config["slot"], config["per_gpu"], config["cpus"]
+        self._occupy: Callable[[], None] = lambda: occupy(
+            queue, slot, per_gpu, threads, runner, code, plug_ins
         )
 
     def step(self) -> dict[str, Any]:
-        self._serve()
+        self._occupy()
         return {"done": True}
+
+
+def _request(config: Mapping[str, Any]) -> Any:
+    """What a slot asks of Ray: processors, a share of a GPU, and where."""
+    resources = {"CPU": config["cpus"], "GPU": config["gpus"], **of_kind(config["kind"])}
+    where = {}
+    if config["away"]:
+        selector = {"ray.io/node-id": f"!in({','.join(config['away'])})"}
+        where["bundle_label_selector"] = [selector]
+    return tune.PlacementGroupFactory([{k: v for k, v in resources.items() if v}], **where)
 
 
 class _Source(Searcher):  # type: ignore[misc]
@@ -210,6 +282,17 @@ class _Source(Searcher):  # type: ignore[misc]
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing."""
+
+
+class _Scheduler(FIFOScheduler):  # type: ignore[misc]
+    """Starts slots in their order; those that come back not where it is avoided by now."""
+
+    def __init__(self, placement: Placement) -> None:
+        super().__init__()
+        self._placement = placement
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        trial.update_resources(self._placement.request(trial.config))
 
 
 class _Keeper(tune.Callback):  # type: ignore[misc]

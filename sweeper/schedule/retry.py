@@ -5,8 +5,8 @@ kind      recognised by                                                       wh
 ========  ==================================================================  ====================
 invalid   `ConfigError`: configuration or construction; a newer store         permanent
 oom       CUDA out of memory, by type or text                                 again in a larger
-                                                                              share; permanent when
-                                                                              it had the whole GPU
+                                                                              share or GPU; else
+                                                                              permanent
 lost      worker killed, node gone, hung; host memory; faulty device          budget 5, backoff
 storage   `StoreError`, `CheckpointError`, errno of input and output          budget 5, backoff
 bug       anything else                                                       once more
@@ -139,26 +139,34 @@ def signature(error: BaseException) -> str:
 
 
 class Retries:
-    """How often each trial failed in each way, and whether it is worth another attempt."""
+    """How often each trial failed, in which way and where, and whether it is worth another try."""
 
     def __init__(self) -> None:
-        self._failed: dict[str, Counter[str]] = {}
+        self._failed: dict[str, Counter[tuple[str, str]]] = {}  # by kind and node
 
-    def delay(self, failure: Failure, per_gpu: int) -> float | None:
+    def delay(self, failure: Failure, *, is_larger_left: bool, node: str = "") -> float | None:
         """Seconds to wait before another attempt; None when the failure is for good.
 
         Parameters
         ----------
-        per_gpu : how many slots shared the GPU.
+        is_larger_left : whether there is more memory to be had, in a larger share or GPU.
         """
         kind = failure.kind
         if kind == "oom":
-            return 0.0 if per_gpu > 1 else None
+            return 0.0 if is_larger_left else None
         failed = self._failed.setdefault(failure.trial_id, Counter())
-        failed[kind] += 1
-        if failed[kind] > BUDGETS.get(kind, 0):
+        failed[kind, node] += 1
+        n_failed = sum(n for (other, _), n in failed.items() if other == kind)
+        if n_failed > BUDGETS.get(kind, 0):
             return None
-        return backoff(failure.trial_id, kind, failed[kind])
+        return backoff(failure.trial_id, kind, n_failed)
+
+    def forgive(self, node: str) -> None:
+        """Give back what was used up on a node that turned out to be to blame."""
+        for failed in self._failed.values():
+            for kind, where in list(failed):
+                if where == node:
+                    del failed[kind, where]
 
     def forget(self, trial_id: str) -> None:
         """Drop what is known of a trial that has ended."""

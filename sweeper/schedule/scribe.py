@@ -16,7 +16,7 @@ from sweeper.durable import write_atomically
 from sweeper.errors import StoreError
 from sweeper.journal import Journal, Tally
 from sweeper.room import is_full, when_there_is_room
-from sweeper.schedule.executor import Event, Executor, Halt, Packed, Retry, Tick
+from sweeper.schedule.executor import Avoided, Event, Executor, Halt, Packed, Retry, Tick
 from sweeper.schedule.retry import Failure
 from sweeper.store.root import Root
 from sweeper.sweep_dir import SweepDir
@@ -43,6 +43,7 @@ class Counts:
     ----------
     works : the work of each trial that it is to run, in any one unit.
     running : the attempts in progress, by trial.
+    avoided : the nodes that got no more trials.
     halt : why it stopped by itself.
     """
 
@@ -55,6 +56,7 @@ class Counts:
     work_done: float = 0.0  # of the trials that have ended
     work_before: float = 0.0  # that earlier launches did of the trials that this one went on with
     running: dict[str, Running] = field(default_factory=dict)
+    avoided: list[Avoided] = field(default_factory=list)
     halt: Halt | None = None
 
     def __post_init__(self) -> None:
@@ -156,6 +158,8 @@ class Scribe:
             self._take_failure("failed", event)
         elif isinstance(event, Packed):
             self._take_packed(event)
+        elif isinstance(event, Avoided):
+            self._take_avoided(event)
         else:
             self._counts.halt = event
         self._on_event(event, self._counts)
@@ -224,10 +228,22 @@ class Scribe:
         self.write(
             "packed",
             shape=packed.shape,
+            kind=packed.kind,
             per_gpu=packed.per_gpu,
             reason=packed.reason,
             peak_bytes=packed.peak_bytes,
             device_bytes=packed.device_bytes,
+        )
+
+    def _take_avoided(self, avoided: Avoided) -> None:
+        self._counts.avoided.append(avoided)
+        self.write(
+            "avoided",
+            node=avoided.node,
+            host=avoided.host,
+            reason=avoided.reason,
+            trials=avoided.trial_ids,
+            signature=avoided.signature,
         )
 
     # --- what can always be made again ----------------------------------------------------

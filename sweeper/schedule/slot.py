@@ -2,21 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
+from sweeper.schedule.code import code_here, difference, own_hash
 from sweeper.schedule.executor import Runner
 from sweeper.schedule.retry import Failure
+from sweeper.schedule.surroundings import own_surroundings
 
 BEAT_SECONDS = 1.0  # between two signs of life
 WAIT_SECONDS = 0.2  # before a slot that found no order asks again
+
+
+def occupy(
+    queue: Any,
+    slot: int,
+    per_gpu: int,
+    threads: int,
+    runner: Runner,
+    code: Mapping[str, str],
+    plug_ins: Collection[str],
+) -> None:
+    """Serve in surroundings of its own, unless no trial may run on this node.
+
+    Parameters
+    ----------
+    code : what the driver runs (`code_here`), with these plug-ins.
+    """
+    with contextlib.ExitStack() as stack:
+        problem = _problem(queue, code, plug_ins)
+        if not problem:
+            try:
+                stack.enter_context(own_surroundings(slot, threads, ray.get_gpu_ids()))
+            except OSError as error:
+                problem = f"there is no place for temporary files: {error}"
+        if problem:
+            ray.get(queue.unfit.remote(_node(), problem))
+        else:
+            serve(queue, slot, per_gpu, runner)
+
+
+def _problem(queue: Any, code: Mapping[str, str], plug_ins: Collection[str]) -> str:
+    """In what the code here differs from the driver's; empty where it does not."""
+    source = "the source of sweeper"
+    here, drivers = {source: own_hash()}, {source: ray.get(queue.own_hash.remote())}
+    return difference(code_here(plug_ins), code) or difference(here, drivers)
+
+
+def _node() -> str:
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def serve(queue: Any, slot: int, per_gpu: int, runner: Runner) -> None:
@@ -30,12 +72,12 @@ def serve(queue: Any, slot: int, per_gpu: int, runner: Runner) -> None:
     ----------
     queue : the handle of the actor that is the driver's `Leases`.
     """
-    process, alive = uuid.uuid4().hex, _Pulse(queue, slot)
+    process, node, alive = uuid.uuid4().hex, _node(), _Pulse(queue, slot)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: alive.leaving.set())
     alive.start(process)
     while not alive.leaving.is_set():
-        order = ray.get(queue.lease.remote(slot, process, per_gpu))
+        order = ray.get(queue.lease.remote(slot, process, per_gpu, node))
         if order == "leave":
             return
         if order == "wait":

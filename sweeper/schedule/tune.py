@@ -10,15 +10,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper.attempt import Order
 from sweeper.errors import ClusterError, SweeperError
-from sweeper.schedule.cluster import GO_ON, Node, joined, nodes
+from sweeper.schedule.cluster import GO_ON, Node, joined, kinds, nodes
+from sweeper.schedule.code import HINT, code_here
 from sweeper.schedule.executor import Event, Runner, Tick
 from sweeper.schedule.leases import Leases
+from sweeper.schedule.nodes import Site
 from sweeper.schedule.packing import Devices
 from sweeper.schedule.rules import Rules
 from sweeper.train.sources.place import data_root
@@ -26,12 +29,11 @@ from sweeper.trial import run_attempt
 
 if TYPE_CHECKING:
     from sweeper.schedule.placement import Placement
+    from sweeper.schedule.polled import Polled
 
 POLL_SECONDS = 0.2  # how often the driver asks for events
 COUNT_SECONDS = 5.0  # how often it counts the cluster's devices
 END_SECONDS = 30.0  # that Tune may take to end
-
-_SAME_CODE = "sweeper and the plug-ins must be installed alike on every node"
 
 # Read by Tune when it is imported or run: no files of its own, no talk, no signal handlers.
 _TUNE_SETTINGS = {
@@ -94,12 +96,15 @@ class TuneExecutor:
             return
         os.environ.update(_TUNE_SETTINGS)
         with joined(self._address, self._n_cpus, self._n_gpus) as scratch:
+            there = nodes()
+            has_gpus = any(node.n_gpus for node in there)
+            self._has_gpus = has_gpus or (self._is_to_grow and bool(rules.per_gpu))
             self._count()
             self._check_room(rules)
-            self._on_joined(nodes())
-            self._has_gpus = self.n_gpus > 0 or (self._is_to_grow and bool(rules.per_gpu))
+            self._on_joined(there)
             queue = _make_queue(orders, rules, self._has_gpus)
-            self._serve(queue, on_event, should_stop, scratch)
+            plug_ins = sorted({name for order in orders for name in order.plug_ins})
+            self._serve(queue, plug_ins, on_event, should_stop, scratch)
 
     @property
     def _is_to_grow(self) -> bool:
@@ -112,36 +117,47 @@ class TuneExecutor:
             hint = "`--slots N` waits for nodes of a cluster that grows"
             raise SweeperError("--per-gpu", "the cluster has no GPU", "one at least", hint)
         if self.n_slots == 0 and not self._is_to_grow:
+            beside = " beside a GPU" * self._has_gpus
             raise ClusterError(
                 "ray",
-                f"no node has {self._threads} processors for a slot",
+                f"no node has {self._threads} processors for a slot{beside}",
                 "at least one such node",
                 "`--slots N` waits for nodes of a cluster that grows",
             )
 
-    def _count(self) -> Devices:
-        """What the cluster has at the moment, or what it was asked to grow to.
+    def _count(self, avoided: Collection[str] = ()) -> tuple[Devices, dict[str, Site]]:
+        """What the cluster has for slots at the moment, and where.
 
         Whether slots have GPUs does not change while it runs, though all of them may be gone.
         """
-        there = nodes()
-        n_gpus = sum(node.n_gpus for node in there)
-        n_slots = sum(node.n_cpus // self._threads for node in there)
-        self.n_gpus, self.n_slots = n_gpus, self._asked or n_slots
-        return Devices((self._asked or n_gpus) if self._has_gpus else None, self.n_slots)
+        with_gpus = [node for node in nodes() if node.n_gpus or not self._has_gpus]
+        there = [node for node in with_gpus if node.n_cpus >= self._threads]
+        of = kinds(there) if self._has_gpus else {node.node_id: "" for node in there}
+        gpus, slots = Counter[str](), Counter[str]()
+        for node in there:
+            if node.node_id not in avoided:
+                gpus[of[node.node_id]] += node.n_gpus
+                slots[of[node.node_id]] += node.n_cpus // self._threads
+        self.n_gpus, self.n_slots = gpus.total(), self._asked or slots.total()
+        sites = {node.node_id: Site(node.host, of[node.node_id]) for node in there}
+        devices = Devices(slots, gpus if self._has_gpus else None, self._asked, self._is_to_grow)
+        return devices, sites
 
     def _serve(
         self,
         queue: Any,
+        plug_ins: Collection[str],
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
         scratch: Path,
     ) -> None:
         from sweeper.schedule.placement import Placement
 
-        placement = Placement(self._threads, queue.died.remote)
+        placement, code = Placement(self._threads, queue.died.remote), code_here(plug_ins)
         # Tune blocks for as long as slots live; this thread keeps the signals and the journal.
-        placing = _Placing(lambda: placement.run(queue, self._runner, str(data_root()), scratch))
+        placing = _Placing(
+            lambda: placement.run(queue, self._runner, code, plug_ins, str(data_root()), scratch)
+        )
         placing.start()
         try:
             is_done = self._watch(queue, placement, placing, on_event, should_stop)
@@ -165,20 +181,22 @@ class TuneExecutor:
         """Follow the queue for as long as Tune runs; whether every order has ended."""
         import ray
 
-        devices, counted = self._count(), time.monotonic()
+        (devices, sites), counted = self._count(), time.monotonic()
+        avoided: Collection[str] = frozenset()
         while placing.is_alive():
-            found = ray.get(queue.poll.remote(should_stop()))
+            found: Polled = ray.get(queue.poll.remote(should_stop(), sites))
             for event in found.events:
                 on_event(event)
             if found.is_done:
                 return True
             if found.barren:
-                raise ClusterError("ray", f"no slot can start: {found.barren}", hint=_SAME_CODE)
-            if time.monotonic() - counted > COUNT_SECONDS:
-                devices, counted = self._count(), time.monotonic()
+                raise ClusterError("ray", f"no node is left for trials: {found.barren}", hint=HINT)
+            if found.avoided != avoided or time.monotonic() - counted > COUNT_SECONDS:
+                avoided, counted = found.avoided, time.monotonic()
+                devices, sites = self._count(avoided)
                 on_event(Tick())
             placement.kill(found.condemned)
-            placement.want(found.demands, devices)
+            placement.want(found, devices, sites)
             placing.join(POLL_SECONDS)
         return False
 

@@ -6,14 +6,18 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeper.plan import PlannedWork, planned_work
 from sweeper.status.failures import FailureGroup, group_failures
 from sweeper.status.live import Live
 from sweeper.status.states import STATES, Seen, Sight
+from sweeper.status.stored import StoredSight
 from sweeper.sweep_dir import SweepDir
 from sweeper.work import Rates
+
+if TYPE_CHECKING:
+    from sweeper.store.sweeps import StoredSweep
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,12 @@ class Status:
     n_slots, n_gpus : of the driver: what its processors feed, and what that shares; 0 without one.
     in_use : of its GPUs, or of its slots where there are no GPUs.
     beat : None while nothing runs.
-    packed : how many trials share a GPU, for the shapes that share one.
+    packed : how many trials share a GPU, for the shapes that share one; with the GPU's kind in the
+        name, where that of a shape depends on it.
     failures : the groups of alike failures, largest first.
     n_torn_bytes : of an incomplete last line in the journal, which a crash can leave.
+    avoided : the nodes that the last launch gave no more trials, as the journal has them: `host`,
+        `reason`, and where they failed what went well elsewhere, `trials` and `signature`.
     """
 
     n_planned: int
@@ -60,6 +67,7 @@ class Status:
     packed: dict[str, int]
     failures: tuple[FailureGroup, ...]
     n_torn_bytes: int
+    avoided: tuple[dict[str, Any], ...] = ()
 
     @property
     def n_ended(self) -> int:
@@ -78,18 +86,24 @@ class Watch:
     Parameters
     ----------
     only : the trials to add up; None for all that are planned.
+    stored : where the sweep is, of which the directory then has the plan alone.
 
     Raises
     ------
     SweepDirError : there is no sweep, or its plan or journal is damaged.
     """
 
-    def __init__(self, folder: SweepDir, only: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: SweepDir,
+        only: Collection[str] | None = None,
+        stored: StoredSweep | None = None,
+    ) -> None:
         folder.require()
         self._work = planned_work(folder.plan)
         chosen = None if only is None else frozenset(only)
         ids = [trial for trial in self._work.ids if chosen is None or trial in chosen]
-        self._sight = Sight(folder, ids)
+        self._sight = Sight(folder, ids) if stored is None else StoredSight(stored, ids)
 
     def status(self) -> Status:
         """The status now.
@@ -110,12 +124,11 @@ def _added_up(seen: Seen, work: PlannedWork) -> Status:
     found = Counter(seen.states.values())
     n_slots = seen.live.n_slots if seen.live else 0
     n_gpus = seen.live.n_gpus if seen.live else 0
-    packed = seen.tally.packed
     rates = Rates(work, seen.tally.trials, seen.live.running if seen.live else {})
     left = _left(seen)
     work_left = rates.remaining(left)
     rate = _rate(seen) if seen.driver else None
-    seconds = None if seen.is_draining else rates.eta(left, n_slots, n_gpus, packed)
+    seconds = None if seen.is_draining else rates.eta(left, n_slots, n_gpus, seen.tally.sharing)
     return Status(
         n_planned=len(seen.states),
         counts={state: found[state] for state in STATES},
@@ -128,10 +141,20 @@ def _added_up(seen: Seen, work: PlannedWork) -> Status:
         n_gpus=n_gpus,
         in_use=round(seen.live.share_in_use, 2) if seen.live else 0.0,
         beat=_beat(seen.live),
-        packed={shape: n for shape, n in packed.items() if n > 1},
+        packed=_packed(seen.tally.packed),
         failures=group_failures(seen.states, seen.tally.trials),
         n_torn_bytes=seen.tally.torn,
+        avoided=tuple(seen.tally.avoided),
     )
+
+
+def _packed(packed: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    return {
+        f"{shape} on {kind}" if kind and len(of_kind) > 1 else shape: n
+        for shape, of_kind in packed.items()
+        for kind, n in of_kind.items()
+        if n > 1
+    }
 
 
 def _rounded(value: float | None, digits: int = 1) -> float | None:

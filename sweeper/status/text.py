@@ -21,6 +21,10 @@ def status_lines(place: str, found: Status) -> Iterator[str]:
     yield from (f"  {fact}" for fact in (_pace(found), _use(found), _beat(found)) if fact)
     for shape, n in found.packed.items():
         yield f"  {n} trials share a GPU: {shape}"
+    for node in found.avoided:
+        alike = f" ({node['signature']})" if node.get("signature") else ""
+        how = "is" if found.driver else "was"
+        yield f"  {node['host']} {how} avoided: {node['reason']}{alike}"
     for group in found.failures[:N_GROUPS]:
         yield from (f"  {line}" for line in _group(group))
     if found.failures:

@@ -10,9 +10,11 @@ from rich.console import Console
 from sweeper import display as display_module
 from sweeper.attempt import Outcome, Progress, Waiting
 from sweeper.display import _Lines, _View, display
-from sweeper.schedule.executor import Halt, Packed, Retry
+from sweeper.launch_cli import _conclude
+from sweeper.schedule.executor import Avoided, Halt, Packed, Retry
 from sweeper.schedule.retry import Failure
 from sweeper.schedule.scribe import Counts, Running
+from sweeper.sweep_dir import SweepDir
 
 TRIALS = [f"t{i:012x}" for i in range(4)]
 
@@ -73,6 +75,14 @@ def test_failures_alike_are_said_once_for_each_fate(shown, counts):
             f"trial {TRIALS[0]} diverged; recorded up to there",
         ),
         (Packed("vit b64", 4, "measured"), "vit b64: 4 a GPU (measured)"),
+        (
+            Packed("vit b64", 0, "out of memory", kind="A"),
+            "vit b64: none a GPU of kind A (out of memory)",
+        ),
+        (
+            Avoided("id", "node3", "3 trials failed there", ("t1",), "a bug"),
+            "node3 is avoided: 3 trials failed there (a bug)",
+        ),
         (Halt(failure(TRIALS[0]), 10), "10 trials in a row failed alike; stopping"),
         (
             Waiting(TRIALS[0], "/disk: No space left on device"),
@@ -147,3 +157,13 @@ def test_the_display_keeps_the_standard_error_that_it_began_with(capfd, counts):
     with display() as shown:
         shown.say("a line")
     assert capfd.readouterr().err == "a line\n"
+
+
+def test_at_the_end_the_nodes_that_were_avoided_are_named_in_a_sentence(tmp_path, counts, capsys):
+    counts.n_complete = counts.n_todo
+    counts.avoided += [Avoided(str(i), host, "bad") for i, host in enumerate(["n3", "n5", "n3"])]
+    _conclude(SweepDir(tmp_path), counts, "1 s")
+    said = capsys.readouterr().err.splitlines()
+    assert said[1:] == [
+        f"no more trials were given to n3, n5; `sweeper status {tmp_path}` tells why"
+    ]

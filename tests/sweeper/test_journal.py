@@ -40,8 +40,11 @@ EVENTS = st.one_of(
     ),
     st.tuples(
         st.just("packed"),
-        st.fixed_dictionaries({"shape": st.text(), "per_gpu": st.integers(1, 8)}),
+        st.fixed_dictionaries(
+            {"shape": st.text(), "per_gpu": st.integers(0, 8)}, optional={"kind": st.text()}
+        ),
     ),
+    st.tuples(st.just("avoided"), st.fixed_dictionaries({"host": st.text(), "reason": st.text()})),
     st.tuples(
         st.sampled_from(["lost", "stopped", "requeued"]),
         st.fixed_dictionaries({"trial": TRIALS}, optional=MEASURED),
@@ -287,12 +290,37 @@ def test_the_last_word_on_how_a_shape_is_packed_counts_and_hosts_are_named_once(
         ("packed", {"shape": "s", "per_gpu": 4, "reason": "memory"}),
         ("started", {"trial": "t1", "host": "a"}),
         ("packed", {"shape": "r", "per_gpu": 2, "reason": "memory"}),
+        ("packed", {"shape": "r", "kind": "A", "per_gpu": 8, "reason": "memory"}),
         ("started", {"trial": "t2", "host": "b"}),
         ("packed", {"shape": "s", "per_gpu": 2, "reason": "oom"}),
         ("started", {"trial": "t3", "host": "a"}),
     )
-    assert tally.packed == {"s": 2, "r": 2}
+    assert tally.packed == {"s": {"": 2}, "r": {"": 2, "A": 8}}
+    assert tally.sharing == {"s": 2, "r": 8}
     assert tally.hosts == ["a", "b"]
+
+
+def test_the_nodes_that_the_last_launch_avoided_are_kept(tmp_path):
+    avoided = {"node": "1", "host": "a", "reason": "bad", "trials": ["t1"], "signature": "s"}
+    events = [("launched", {}), ("avoided", avoided), ("avoided", {**avoided, "host": "b"})]
+    tally = tally_of(tmp_path, *events)
+    assert [(found["host"], found["trials"]) for found in tally.avoided] == [
+        ("a", ["t1"]),
+        ("b", ["t1"]),
+    ]
+    (tmp_path / "again").mkdir()
+    assert tally_of(tmp_path / "again", *events, ("launched", {})).avoided == []
+
+
+def test_a_digest_from_before_there_were_kinds_is_read_again_from_the_journal(tmp_path):
+    path, digest = tmp_path / "journal.jsonl", tmp_path / "status.json"
+    write(path, ("packed", {"shape": "s", "per_gpu": 4}))
+    Tally.read(digest, path).save(digest)
+    saved = json.loads(digest.read_bytes())
+    saved["packed"] = {"s": 4}
+    del saved["avoided"]
+    digest.write_text(json.dumps(saved))
+    assert Tally.read(digest, path).packed == {"s": {"": 4}}
 
 
 @pytest.mark.parametrize("event", ["failed", "retried"])

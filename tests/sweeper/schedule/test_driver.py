@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
@@ -251,7 +252,7 @@ class Packs:
         self.per_gpu = per_gpu
 
     def run(self, orders: list[Order], on_event: Callable, should_stop: object, rules: Rules):
-        self.rules, self.orders, self.packed = rules, orders, dict(rules.packed)
+        self.rules, self.orders, self.packed = rules, orders, copy.deepcopy(rules.packed)
         on_event(Packed(orders[0].shape, self.per_gpu, "measured", 5, 80))
 
 
@@ -266,7 +267,7 @@ def test_what_a_launch_finds_out_about_sharing_serves_the_next(
         drive(folder, plan, Launch("x", rules=asked), executor, lambda *_: None)
         shape = executor.orders[0].shape
         assert shape == plan.shapes[0]
-        assert executor.packed == ({} if before is None else {shape: before})
+        assert executor.packed == ({} if before is None else {shape: {"": before}})
         assert (executor.rules.time_limit, executor.rules.stalled_after) == (60.0, 5.0)
 
 

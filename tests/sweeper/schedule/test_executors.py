@@ -160,7 +160,7 @@ def _load(name: str) -> Any:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_slots_that_cannot_start_end_the_launch_and_say_why(tmp_path: Path, make_trial: MakeTrial):
-    with pytest.raises(ClusterError, match=r"no slot can start.*no_such_module") as caught:
+    with pytest.raises(ClusterError, match=r"no node is left.*no_such_module") as caught:
         run(TuneExecutor(n_cpus=1, runner=Unknown()), tmp_path / "sweep", [make_trial()])
     assert caught.value.exit_code == 4
 

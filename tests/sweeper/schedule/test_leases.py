@@ -17,16 +17,24 @@ from hypothesis.stateful import (
 )
 
 from sweeper.attempt import Order, Outcome, Progress, Waiting
-from sweeper.schedule.executor import Halt, Packed, Retry
-from sweeper.schedule.leases import BARREN_DEATHS, LEASE_SECONDS, Leases
-from sweeper.schedule.packing import Demand
+from sweeper.schedule.executor import Avoided, Halt, Packed, Retry
+from sweeper.schedule.leases import LEASE_SECONDS, NODE_IS_GONE, Leases
+from sweeper.schedule.nodes import ELSEWHERE_SECONDS, Site
+from sweeper.schedule.packing import Demand, Share
 from sweeper.schedule.retry import BREAK_AFTER, BUDGETS, Failure
 from sweeper.schedule.rules import Rules
+from sweeper.schedule.seats import BARREN_DEATHS, SILENT_SECONDS
+from sweeper.schedule.suspects import TRIALS
 
 GIB = 1 << 30
 ENDS = ["complete", "diverged", "stopped", "bug", "lost", "storage", "oom", "invalid"]
 RULES = Rules()
-SIZES = {0: 1, 1: 2, 2: 4}  # how many slots of each share a GPU
+SLOTS = {0: (1, "x"), 1: (2, "y"), 2: (4, "z"), 3: (1, "y"), 4: (2, "z")}  # share and node
+PLACES = [  # of the nodes: the kinds of their GPUs, where they are told apart
+    {"x": "", "y": "", "z": ""},
+    {"x": "A", "y": "A", "z": "B"},
+]
+PACKED = {"a": {"": 4, "A": 4, "B": 1}, "b": {"": 2, "A": 2, "B": 2}}
 
 
 def order(trial, shape="a"):
@@ -61,7 +69,8 @@ class Sweep(RuleBasedStateMachine):
     """Slots' processes that work, die, fall silent and come back late, and a book kept beside.
 
     The book has for each slot its newest process, the trial that this slot answers for, and when
-    it last spoke; for each trial whether it is ready, backs off until a time, is held or has ended.
+    it last spoke; for each trial whether it is ready, backs off until a time, is held or has ended,
+    and on which nodes it failed, got how far, and completed.
     """
 
     held = Bundle("held")  # (slot, process, trial) as each process believes, dead ones too
@@ -69,20 +78,32 @@ class Sweep(RuleBasedStateMachine):
     @initialize(
         shapes=st.lists(st.sampled_from("ab"), max_size=14),
         has_gpus=st.booleans(),
-        rules=st.sampled_from([Rules(), Rules(per_gpu=2), Rules(packed={"a": 4, "b": 2})]),
+        rules=st.sampled_from([Rules(), Rules(per_gpu=2), Rules(packed=PACKED)]),
+        kinds=st.sampled_from(PLACES),
+        is_told=st.booleans(),
     )
-    def start(self, shapes, has_gpus, rules):
+    def start(self, shapes, has_gpus, rules, kinds, is_told):
         self.shapes = {f"{shape}{i}": shape for i, shape in enumerate(shapes)}
         orders = [order(trial, shape) for trial, shape in self.shapes.items()]
         self.clock = Clock()
         self.leases = Leases(orders, rules, has_gpus, self.clock)
         self.has_gpus = has_gpus
-        usual = rules.per_gpu or 1
-        self.needs = {shape: (rules.packed or {}).get(shape, usual) for shape in "ab"}
-        if rules.per_gpu:
-            self.needs = dict.fromkeys("ab", rules.per_gpu)
+        self.kinds = kinds if has_gpus and is_told else dict.fromkeys(kinds, "")
+        known = {} if rules.per_gpu else rules.packed
+        self.needs = {
+            (shape, kind): known.get(shape, {}).get(kind, rules.per_gpu or 1)
+            for shape in "ab"
+            for kind in set(self.kinds.values())
+        }
+        self.is_told = is_told
+        if is_told:
+            self.tell()
         self.names = map(str, itertools.count())
-        self.newest = {slot: next(self.names) for slot in SIZES}
+        self.newest = {slot: next(self.names) for slot in SLOTS}
+        self.nodes = {slot: node for slot, (_, node) in SLOTS.items()}
+        self.seats = {}  # slot: when it asked last
+        self.tried = {}  # trial: the nodes on which it failed
+        self.faults, self.reached, self.avoided = {}, {}, set()  # by trial and node: steps
         self.asked = {}  # slot: the newest process that the leases have heard of
         self.busy = {}  # slot: trial that its newest process works on
         self.holder = {}  # slot: (process, trial)
@@ -95,11 +116,38 @@ class Sweep(RuleBasedStateMachine):
 
     # --- the book ------------------------------------------------------------------------
 
-    def size(self, slot):
-        return SIZES.get(slot, slot % 100) if self.has_gpus else 1
+    def tell(self):
+        sites = {node: Site(f"host {node}", kind) for node, kind in self.kinds.items()}
+        self.leases.poll(False, sites)
 
-    def need(self, trial):
-        return self.needs[self.shapes[trial]] if self.has_gpus else 1
+    def size(self, slot):
+        return SLOTS[slot][0] if slot in SLOTS else slot % 100
+
+    def share(self, slot):
+        return (self.size(slot), self.kinds[self.nodes[slot]]) if self.has_gpus else (1, "")
+
+    def need(self, trial, kind):
+        if not self.has_gpus:
+            return 1
+        of_kind = {k: n for (shape, k), n in self.needs.items() if shape == self.shapes[trial]}
+        return of_kind[kind] if any(of_kind.values()) else 1
+
+    def elsewhere(self, trial):
+        """The slots that answer, on nodes where the trial has not failed."""
+        answering = {
+            slot
+            for slot, asked in self.seats.items()
+            if slot in self.holder or self.clock.now - asked <= SILENT_SECONDS
+        }
+        no = {*self.tried.get(trial, ()), *self.avoided}
+        return [slot for slot in answering if self.nodes[slot] not in no]
+
+    def is_to_wait(self, trial, slot):
+        """Whether it failed on this node while a slot of its size answers on another."""
+        if self.nodes[slot] not in self.tried.get(trial, ()):
+            return False
+        shares = [self.share(other) for other in self.elsewhere(trial)]
+        return any(self.need(trial, kind) == size for size, kind in shares)
 
     def collect(self):
         """Take the events and write into the book what they say."""
@@ -108,7 +156,9 @@ class Sweep(RuleBasedStateMachine):
             if isinstance(event, Retry):
                 self.ready_at[event.trial_id] = self.clock.now + event.delay
             elif isinstance(event, Packed):
-                self.needs[event.shape] = event.per_gpu
+                self.needs[event.shape, event.kind] = event.per_gpu
+            elif isinstance(event, Avoided):
+                self.take_avoided(event)
             elif isinstance(event, Halt):
                 self.is_drained = True
             elif is_end(event):
@@ -119,16 +169,42 @@ class Sweep(RuleBasedStateMachine):
                 self.parked.append(event.trial_id)  # for the next launch
             elif isinstance(event, Outcome):
                 self.ready_at[event.trial_id] = self.clock.now
-        return [event for event in found if not isinstance(event, (Packed, Progress, Waiting))]
+        silent = (Avoided, Packed, Progress, Waiting)
+        return [event for event in found if not isinstance(event, silent)]
 
-    def expect_failure(self, trial, failure, found):
+    def take_avoided(self, event):
+        """For what three trials did there, and only if there is another node that answers."""
+        assert event.node not in self.avoided
+        self.avoided.add(event.node)
+        for key in [key for key in self.failed if key[2] == event.node]:
+            del self.failed[key]
+        if not event.trial_ids:
+            return
+        assert len(set(event.trial_ids)) == TRIALS
+        assert set(self.kinds) - self.avoided
+        for trial in event.trial_ids:
+            made = self.faults[trial, event.node]
+            others = [
+                step
+                for (t, node), step in self.reached.items()
+                if (t, node) != (trial, event.node) and t == trial
+            ]
+            assert any(step > made for step in others)
+
+    def expect_failure(self, slot, trial, failure, found):
         """Another attempt within the budget, else the end; ten ends alike halt the sweep."""
         kind = failure.kind
+        node = self.nodes[slot]
         if kind == "oom":
-            again = self.has_gpus and self.last_size[trial] > 1
+            is_too_small = not self.need(trial, self.share(slot)[1])
+            again = self.has_gpus and (self.last_size[trial] > 1 or is_too_small)
         else:
-            self.failed[trial, kind] += 1
-            again = self.failed[trial, kind] <= BUDGETS.get(kind, 0)
+            self.failed[trial, kind, node] += 1
+            n_failed = sum(n for key, n in self.failed.items() if key[:2] == (trial, kind))
+            again = n_failed <= BUDGETS.get(kind, 0)
+        if again and kind != "oom":
+            self.tried.setdefault(trial, set()).add(node)
+            self.faults[trial, node] = self.reached.get((trial, node), -1)
         if again:
             assert [type(event) for event in found] == [Retry]
             assert found[0].failure == failure
@@ -145,19 +221,27 @@ class Sweep(RuleBasedStateMachine):
         failure = found[0].failure if isinstance(found[0], Retry) else found[0]
         assert (failure.kind, failure.host) == ("lost", "")
         assert said in failure.message
-        self.expect_failure(trial, failure, found)
+        self.expect_failure(slot, trial, failure, found)
 
     def certainly_ready(self, slot):
-        """Orders of the slot's very size that no clock's rounding keeps from it."""
+        """Orders of the slot's very size that no clock's rounding keeps from it, nor a failure."""
+        size, kind = self.share(slot)
         return [
             trial
             for trial, at in self.ready_at.items()
-            if self.need(trial) == self.size(slot) and at + 0.001 < self.clock.now
+            if self.need(trial, kind) == size and at + 0.001 < self.clock.now
+            if self.nodes[slot] not in self.tried.get(trial, ())
+            or not (self.elsewhere(trial) or self.may_come_elsewhere(trial, at))
         ]
+
+    def may_come_elsewhere(self, trial, at):
+        """Whether there are nodes that answer to nobody yet, which are waited for a while."""
+        others = set(self.kinds) - self.tried[trial] - self.avoided
+        return self.is_told and others and self.clock.now <= at + ELSEWHERE_SECONDS + 0.001
 
     # --- what processes do ----------------------------------------------------------------
 
-    @rule(target=held, slot=st.sampled_from(list(SIZES)), is_new=st.booleans())
+    @rule(target=held, slot=st.sampled_from(list(SLOTS)), is_new=st.booleans())
     def ask(self, slot, is_new):
         """By a process that has nothing to do, or by a new one whose predecessor has died."""
         if is_new or slot in self.busy:
@@ -168,12 +252,19 @@ class Sweep(RuleBasedStateMachine):
     def lease(self, slot):
         lost = slot in self.holder
         process = self.asked[slot] = self.newest[slot]
-        answer = self.leases.lease(slot, process, self.size(slot))
+        size, kind = self.share(slot)
+        self.seats[slot] = self.clock.now
+        answer = self.leases.lease(slot, process, size, self.nodes[slot])
+        if answer == "leave":
+            del self.seats[slot]
         found = self.collect()
         if lost:
             self.expect_lost(slot, found, "its worker died")
         else:
             assert found == []
+        if self.nodes[slot] in self.avoided:
+            assert answer == "leave"
+            return multiple()
         if not isinstance(answer, Order):
             assert self.is_drained or not self.certainly_ready(slot)
             if answer == "leave" and not self.is_drained:
@@ -188,7 +279,8 @@ class Sweep(RuleBasedStateMachine):
         assert not self.ends[trial]
         assert trial not in [other for _, other in self.holder.values()]
         assert self.ready_at.pop(trial) <= self.clock.now + 0.001
-        assert answer.per_gpu == self.size(slot) <= self.need(trial)
+        assert answer.per_gpu == size <= self.need(trial, kind)
+        assert not self.is_to_wait(trial, slot)
         self.last_size[trial] = answer.per_gpu
         self.holder[slot] = process, trial
         self.spoke[slot] = self.clock.now
@@ -200,7 +292,7 @@ class Sweep(RuleBasedStateMachine):
         """By a process that another of its slot has followed: it goes, and does no harm."""
         slot, process, _ = one
         if process != self.asked[slot]:
-            assert self.leases.lease(slot, process, self.size(slot)) == "leave"
+            assert self.leases.lease(slot, process, self.share(slot)[0], "x") == "leave"
             assert self.collect() == []
 
     @rule(one=held, how=st.sampled_from(ENDS))
@@ -221,30 +313,35 @@ class Sweep(RuleBasedStateMachine):
         if is_holder:
             del self.holder[slot]
         if not is_outcome:
-            self.expect_failure(trial, event, found)
+            self.expect_failure(slot, trial, event, found)
             return
         assert found == [event]
         if how != "stopped":
             self.row = (self.row[0], 0)
+            self.reached[trial, self.nodes[slot]] = 10**9
 
     @rule(
         one=held,
+        step=st.integers(0, 9),
         epoch=st.sampled_from([0.0, 1.0, 2.5]),
         peak=st.sampled_from([0, 8 * GIB, 20 * GIB, 70 * GIB]),
     )
-    def report_progress(self, one, epoch, peak):
+    def report_progress(self, one, step, epoch, peak):
         slot, process, trial = one
-        self.leases.report(slot, says(trial, 5, epoch, peak, 80 * GIB * (peak > 0)), process)
+        said = says(trial, step, epoch, peak, 80 * GIB * (peak > 0))
+        self.leases.report(slot, said, process)
         found = self.leases.take_events()
         if self.holder.get(slot) != (process, trial):
             assert found == []
             return
-        assert found[0] == says(trial, 5, epoch, peak, 80 * GIB * (peak > 0))
+        assert found[0] == said
+        key = trial, self.nodes[slot]
+        self.reached[key] = max(step, self.reached.get(key, -1))
         for event in found[1:]:
             assert self.has_gpus
             assert (epoch, event.reason) >= (1.0, "measured")
             assert event.shape == self.shapes[trial]
-            self.needs[event.shape] = event.per_gpu
+            self.needs[event.shape, event.kind] = event.per_gpu
 
     @rule(one=held)
     def beat(self, one):
@@ -281,16 +378,17 @@ class Sweep(RuleBasedStateMachine):
         assert not found
         assert self.leases.look() == []
 
-    @rule(slot=st.sampled_from(list(SIZES)))
+    @rule(slot=st.sampled_from(list(SLOTS)))
     def died(self, slot):
         """As Tune tells, of a process that held an order or none."""
         was_held = slot in self.holder
-        self.leases.died(slot, "its node is gone")
+        self.leases.died(slot, "a bad day", self.nodes[slot])
+        self.seats.pop(slot, None)
         found = self.collect()
         self.newest[slot] = next(self.names)
         self.busy.pop(slot, None)
         if was_held:
-            self.expect_lost(slot, found, "its node is gone")
+            self.expect_lost(slot, found, "a bad day")
         else:
             assert found == []
 
@@ -316,14 +414,19 @@ class Sweep(RuleBasedStateMachine):
     @invariant()
     def demand_is_what_runs_and_what_could(self):
         found = self.leases.demands()
-        running = Counter(self.last_size[trial] for _, trial in self.holder.values())
-        assert Counter({d.per_gpu: d.n_running for d in found if d.n_running}) == running
         ready, now = Counter(), self.clock.now
         for trial, at in self.ready_at.items():
-            ready[self.need(trial)] += at <= now - 0.001
-        for demand in found:
-            assert demand.n_ready >= (0 if self.is_drained else ready[demand.per_gpu])
-        assert sum(d.n_ready for d in found) <= (0 if self.is_drained else len(self.ready_at))
+            kinds = sorted(set(self.kinds.values())) if self.has_gpus else [""]
+            needs = {kind: self.need(trial, kind) for kind in kinds}
+            shares = tuple(Share(kind, n) for kind, n in needs.items() if n)
+            ready[shares] += at <= now - 0.001
+        seen = {demand.shares: demand.n_ready for demand in found}
+        assert len(seen) == len(found)
+        if self.is_drained:
+            assert not found
+        elif self.is_told or len(set(self.kinds.values())) == 1:
+            assert all(seen.get(shares, 0) >= n for shares, n in ready.items())
+        assert sum(seen.values()) <= len(self.ready_at)
 
     def teardown(self):
         """Whatever happened: with slots where there is demand, every order ends, unless drained."""
@@ -334,15 +437,18 @@ class Sweep(RuleBasedStateMachine):
             del self.holder[slot]
             self.collect()
         slots = itertools.count(100, 100)
+        self.kinds |= {f"new {kind}": kind for kind in set(self.kinds.values())}
+        self.tell()
         while not self.leases.is_done():
-            self.clock.now += 1000.0
-            for demand in self.leases.demands():
-                slot = next(slots) + demand.per_gpu  # of a new slot of this size
-                self.newest[slot] = "new"
-                self.lease(slot)
-                assert slot in self.holder, "an order that is ready was refused"
-                self.leases.report(slot, ended(self.holder.pop(slot)[1]))
-                self.collect()
+            self.clock.now += 1000.0  # of the others nobody answers any more
+            share = self.leases.demands()[0].shares[-1]
+            slot = next(slots) + share.per_gpu  # of a new slot of this size
+            self.newest[slot] = "new"
+            self.nodes[slot] = f"new {share.kind}"
+            self.lease(slot)
+            assert slot in self.holder, "an order that is ready was refused"
+            self.leases.report(slot, ended(self.holder.pop(slot)[1]))
+            self.collect()
         self.each_order_is_held_waits_or_has_ended_once()
         assert self.is_drained or sum(self.ends.values()) == len(self.shapes)
         assert all(n == 1 for n in self.ends.values())
@@ -560,6 +666,7 @@ def test_a_trial_over_its_time_ends_for_good_and_its_process_is_killed(make_leas
     assert leases.look() == [1]
     [failure] = leases.take_events()
     assert (failure.trial_id, failure.kind, failure.error) == ("a", "lost", "TimeLimit")
+    assert failure.message == "ran longer than --time-limit, before its first epoch ended"
     assert leases.lease(1, "q") == "wait"
     assert leases.take_events() == []
 
@@ -650,22 +757,26 @@ def shaped(**counts):
 
 
 def test_a_slot_is_given_orders_of_its_size_and_leaves_for_others(make_leases):
-    leases = make_leases(*shaped(a=2, b=2), rules=Rules(packed={"a": 4, "b": 1}), has_gpus=True)
-    assert leases.demands() == [Demand(4, 2, 0), Demand(1, 2, 0)]
+    leases = make_leases(
+        *shaped(a=2, b=2), rules=Rules(packed={"a": {"": 4}, "b": {"": 1}}), has_gpus=True
+    )
+    assert leases.demands() == [Demand((Share("", 4),), 2), Demand((Share("", 1),), 2)]
     assert leases.lease(0, "p", 1).trial_id == "b0"
     assert leases.lease(1, "p", 2) == "leave"
     assert leases.lease(2, "p", 4).trial_id == "a0"
-    assert leases.demands() == [Demand(4, 1, 1), Demand(1, 1, 1)]
+    polled = leases.poll(drain=False)
+    assert polled.demands == [Demand((Share("", 4),), 1), Demand((Share("", 1),), 1)]
+    assert polled.running == {Share("", 4): 1, Share("", 1): 1}
 
 
 def test_a_last_order_for_a_smaller_share_takes_the_slot_that_there_is(make_leases):
-    leases = make_leases(*shaped(a=1), rules=Rules(packed={"a": 4}), has_gpus=True)
+    leases = make_leases(*shaped(a=1), rules=Rules(packed={"a": {"": 4}}), has_gpus=True)
     assert leases.lease(0, "p", 1).per_gpu == 1
 
 
 def test_without_gpus_every_slot_fits_every_order(make_leases):
-    leases = make_leases(*shaped(a=1, b=1), rules=Rules(packed={"a": 4}))
-    assert leases.demands() == [Demand(1, 2, 0)]
+    leases = make_leases(*shaped(a=1, b=1), rules=Rules(packed={"a": {"": 4}}))
+    assert leases.demands() == [Demand((Share("", 1),), 2)]
     assert [leases.lease(slot, "p").shape for slot in (0, 1)] == ["a", "b"]
 
 
@@ -676,28 +787,365 @@ def test_a_first_epoch_shows_how_many_may_share(make_leases):
     assert [type(event) for event in leases.take_events()] == [Progress]
     leases.report(0, says("a0", 6, 1.0, 8 * GIB, 80 * GIB))
     assert leases.take_events()[1] == Packed("a", 4, "measured", 8 * GIB, 80 * GIB, "a0")
-    assert leases.demands() == [Demand(4, 8, 0), Demand(1, 0, 1)]
+    assert leases.demands() == [Demand((Share("", 4),), 8)]
 
 
 def test_too_little_memory_sends_the_shape_to_larger_shares_and_is_final_on_a_whole_gpu(
     make_leases,
 ):
-    leases = make_leases(*shaped(a=2, b=1), rules=Rules(packed={"a": 4, "b": 4}), has_gpus=True)
+    leases = make_leases(
+        *shaped(a=2, b=1), rules=Rules(packed={"a": {"": 4}, "b": {"": 4}}), has_gpus=True
+    )
     seen = []
     for slot, per_gpu in enumerate([4, 2, 1]):
         trial = leases.lease(slot, "p", per_gpu).trial_id
         leases.report(slot, broken(trial, "oom"))
         seen += [(type(e), getattr(e, "per_gpu", None)) for e in leases.take_events()]
-        assert max(per_gpu // 2, 1) in {demand.per_gpu for demand in leases.demands()}
+        assert (Share("", max(per_gpu // 2, 1)),) in {demand.shares for demand in leases.demands()}
     assert seen == [(Packed, 2), (Retry, None), (Packed, 1), (Retry, None), (Failure, None)]
     assert leases.lease(9, "p", 4).trial_id == "b0"
 
 
 def test_on_a_processor_too_little_gpu_memory_cannot_be_cured_by_a_share(make_leases):
-    leases = make_leases("a", rules=Rules(packed={"a": 4}))
+    leases = make_leases("a", rules=Rules(packed={"a": {"": 4}}))
     leases.lease(0, "p")
     leases.report(0, broken("a", "oom"))
     assert leases.take_events() == [broken("a", "oom")]
+
+
+# --- kinds of GPUs --------------------------------------------------------------------------
+
+TWO_KINDS = {"small": Site("host1", "A"), "large": Site("host2", "B")}
+
+
+def test_shapes_are_packed_by_the_kind_of_gpu(make_leases):
+    leases = make_leases(*shaped(a=9), has_gpus=True)
+    leases.poll(False, TWO_KINDS)
+    assert leases.demands() == [Demand((Share("A", 1), Share("B", 1)), 9)]
+    assert leases.lease(0, "p", 1, "small").trial_id == "a0"
+    assert leases.lease(1, "p", 1, "large").trial_id == "a1"
+    leases.report(0, says("a0", 6, 1.0, 8 * GIB, 24 * GIB))
+    leases.report(1, says("a1", 6, 1.0, 8 * GIB, 80 * GIB))
+    found = [event for event in leases.take_events() if isinstance(event, Packed)]
+    assert [(event.kind, event.per_gpu) for event in found] == [("A", 2), ("B", 4)]
+    polled = leases.poll(False)
+    assert polled.demands == [Demand((Share("A", 2), Share("B", 4)), 7)]
+    assert polled.running == {Share("A", 1): 1, Share("B", 1): 1}
+    assert polled.kinds == {0: "A", 1: "B"}
+
+
+def test_too_little_memory_on_a_small_gpu_says_nothing_of_a_large_one(make_leases):
+    packed = {"a": {"A": 2, "B": 2}}
+    leases = make_leases(*shaped(a=9), rules=Rules(packed=packed), has_gpus=True)
+    leases.poll(False, TWO_KINDS)
+    leases.lease(0, "p", 2, "small")
+    leases.report(0, broken("a0", "oom"))
+    assert [type(event) for event in leases.take_events()] == [Packed, Retry]
+    assert leases.demands() == [Demand((Share("A", 1), Share("B", 2)), 9)]
+
+
+def test_what_is_too_large_for_a_whole_gpu_goes_to_a_larger_kind_before_it_fails(make_leases):
+    leases = make_leases(*shaped(a=2), has_gpus=True)
+    leases.poll(False, TWO_KINDS)
+    leases.lease(0, "p", 1, "small")
+    leases.report(0, says("a0", 1, 0.0, 20 * GIB, 24 * GIB))
+    leases.report(0, broken("a0", "oom"))
+    packed, retry = leases.take_events()[1:]
+    assert (packed.kind, packed.per_gpu, type(retry)) == ("A", 0, Retry)
+    assert leases.demands() == [Demand((Share("B", 1),), 2)]
+    assert leases.lease(0, "q", 1, "small") == "leave"  # in the way of none, but of no use
+    assert leases.lease(1, "p", 1, "large").trial_id == "a1"
+    assert leases.lease(2, "p", 1, "large").trial_id == "a0"
+    leases.report(2, broken("a0", "oom"))
+    assert leases.take_events() == [broken("a0", "oom")]
+
+
+def test_it_does_not_go_to_a_kind_that_is_known_to_have_no_more_memory(make_leases):
+    leases = make_leases(*shaped(b=1, a=1), has_gpus=True)
+    leases.poll(False, TWO_KINDS)
+    leases.lease(0, "p", 1, "small")
+    leases.report(0, says("b0", 1, 0.0, 20 * GIB, 24 * GIB))
+    leases.lease(1, "p", 1, "large")
+    leases.report(1, says("a0", 1, 0.0, 20 * GIB, 80 * GIB))
+    leases.take_events()
+    leases.report(1, broken("a0", "oom"))
+    assert leases.take_events() == [broken("a0", "oom")]
+
+
+def test_a_kind_whose_nodes_are_gone_is_waited_for(make_leases):
+    leases = make_leases(*shaped(a=1), rules=Rules(packed={"a": {"A": 0, "B": 1}}), has_gpus=True)
+    leases.poll(False, TWO_KINDS)
+    leases.poll(False, {"small": TWO_KINDS["small"]})
+    assert leases.demands() == [Demand((Share("B", 1),), 1)]
+    assert leases.lease(0, "p", 1, "small") == "leave"
+    leases.poll(False, {"new": TWO_KINDS["large"]})
+    assert leases.lease(1, "p", 1, "new").trial_id == "a0"
+
+
+def test_a_slot_on_a_node_that_is_not_counted_yet_waits(make_leases):
+    leases = make_leases(*shaped(a=1), has_gpus=True)
+    leases.poll(False, {"small": TWO_KINDS["small"]})
+    assert leases.lease(0, "p", 1, "large") == "wait"
+    leases.poll(False, TWO_KINDS)
+    assert leases.lease(0, "p", 1, "large").trial_id == "a0"
+
+
+# --- nodes ----------------------------------------------------------------------------------
+
+NODES = {node: Site(f"host of {node}") for node in ("x", "y")}
+
+
+@pytest.fixture
+def two_nodes(make_leases):
+    def make(*trials, **settings):
+        leases = make_leases(*trials, **settings)
+        leases.poll(False, NODES)
+        return leases
+
+    return make
+
+
+def test_what_failed_on_a_node_is_run_again_on_another(two_nodes):
+    leases = two_nodes("a", "b")
+    leases.lease(0, "p", 1, "x")
+    leases.lease(1, "p", 1, "y")
+    leases.report(0, broken("a"))
+    assert leases.lease(0, "q", 1, "x") == "wait"
+    leases.report(1, ended("b"))
+    assert leases.lease(1, "p", 1, "y").trial_id == "a"
+
+
+def test_it_is_run_on_the_same_node_where_no_other_answers(two_nodes, clock):
+    leases = two_nodes("a", "b")
+    leases.lease(0, "p", 1, "x")
+    leases.report(0, broken("a"))
+    leases.lease(1, "p", 1, "y")
+    leases.died(1, NODE_IS_GONE, "y")
+    assert leases.lease(0, "q", 1, "x") == "wait"
+    leases.poll(False, {"x": NODES["x"]})
+    assert leases.lease(0, "q", 1, "x").trial_id == "a"
+
+
+def test_a_node_without_a_slot_that_answers_is_waited_for_a_while(two_nodes, clock):
+    leases = two_nodes("a")
+    assert leases.lease(0, "p", 1, "x").trial_id == "a"
+    assert leases.lease(1, "p", 1, "y") == "wait"
+    leases.report(0, broken("a"))
+    clock.now += max(SILENT_SECONDS, ELSEWHERE_SECONDS) - 0.1
+    assert leases.lease(0, "q", 1, "x") == "wait"
+    clock.now += 0.1
+    assert leases.lease(0, "q", 1, "x").trial_id == "a"
+
+
+def test_a_slot_of_another_size_elsewhere_is_waited_for_a_while(two_nodes, clock):
+    rules = Rules(packed={"a": {"": 2}, "b": {"": 4}})
+    leases = two_nodes(*shaped(a=1, b=1), rules=rules, has_gpus=True)
+    leases.lease(0, "p", 2, "x")
+    leases.lease(1, "p", 4, "y")
+    leases.report(0, broken("a0"))
+    assert leases.lease(0, "q", 2, "x") == "wait"
+    clock.now += ELSEWHERE_SECONDS
+    leases.beat(1, "p", "b0")
+    assert leases.lease(0, "q", 2, "x").trial_id == "a0"
+
+
+def test_a_busy_slot_of_its_size_elsewhere_is_waited_for_as_long_as_it_takes(two_nodes, clock):
+    leases = two_nodes("a", "b")
+    leases.lease(0, "p", 1, "x")
+    leases.lease(1, "p", 1, "y")
+    leases.report(0, broken("a"))
+    for _ in range(100):
+        clock.now += 50
+        leases.beat(1, "p", "b")
+        assert leases.lease(0, "q", 1, "x") == "wait"
+    leases.report(1, ended("b"))
+    assert leases.lease(1, "p", 1, "y").trial_id == "a"
+
+
+def fail_on(leases, node, trials, kind="bug", slot=0):
+    for trial in trials:
+        assert leases.lease(slot, f"of {trial}", 1, node).trial_id == trial
+        leases.report(slot, broken(trial, kind))
+
+
+def go_well_on(leases, node, trials, slot=1):
+    found = set()
+    for _ in trials:
+        order = leases.lease(slot, "p", 1, node)
+        leases.report(slot, ended(order.trial_id))
+        found.add(order.trial_id)
+    assert found == set(trials)
+
+
+def events(leases, kind):
+    leases.look()
+    return [event for event in leases.take_events() if isinstance(event, kind)]
+
+
+def test_a_node_that_fails_three_trials_which_go_well_elsewhere_is_avoided_and_named(two_nodes):
+    leases = two_nodes(*"abcdefgh")
+    leases.lease(1, "p", 1, "y")
+    fail_on(leases, "x", "bcd")
+    leases.report(1, ended("a"))
+    go_well_on(leases, "y", "de")  # d first: it matters how it does elsewhere
+    assert events(leases, Avoided) == []
+    go_well_on(leases, "y", "fghbc")
+    [found] = events(leases, Avoided)
+    assert (found.node, found.host) == ("x", "host of x")
+    assert set(found.trial_ids) == set("bcd")
+    assert found.signature == "a bug"
+    assert str(found) == (
+        "host of x is avoided: 3 trials failed there and went well elsewhere (a bug)"
+    )
+
+
+def test_an_avoided_node_gets_no_more_orders_and_what_runs_there_may_finish(two_nodes):
+    leases = two_nodes(*"abcdefgh")
+    leases.lease(1, "p", 1, "y")
+    fail_on(leases, "x", "bcd")
+    assert leases.lease(5, "p", 1, "x").trial_id == "e"
+    leases.report(1, ended("a"))
+    go_well_on(leases, "y", "dfghbc")
+    assert events(leases, Avoided)
+    polled = leases.poll(False)
+    assert (polled.avoided, polled.astray) == ({"x"}, {0, 5})
+    assert polled.running == {}  # as far as it counts for those that are to be added
+    assert leases.lease(0, "new", 1, "x") == "leave"
+    assert not leases.beat(5, "p", "e")
+    leases.report(5, ended("e"))
+    assert leases.is_done()
+
+
+def test_a_step_further_than_on_the_node_will_do(two_nodes):
+    leases = two_nodes(*"abc")
+    for trial in "abc":
+        leases.lease(0, trial, 1, "x")
+        leases.report(0, says(trial, 5))
+        leases.report(0, broken(trial))
+    for slot, trial in enumerate("cab", 1):  # c, with which there were three, matters first
+        assert leases.lease(slot, "p", 1, "y").trial_id == trial
+        leases.report(slot, says(trial, 5))
+    assert events(leases, Avoided) == []
+    for slot, trial in enumerate("cab", 1):
+        leases.report(slot, says(trial, 6))
+    assert [event.node for event in events(leases, Avoided)] == ["x"]
+
+
+@pytest.mark.parametrize("kind", ["oom", "invalid"])
+def test_what_is_the_trials_own_fault_is_not_the_nodes(two_nodes, kind):
+    packed = {"a": {"": 2}}
+    leases = two_nodes(*shaped(a=3, b=3), rules=Rules(packed=packed), has_gpus=True)
+    for i in range(3):
+        leases.lease(0, str(i), 2, "x")
+        leases.report(0, broken(f"a{i}", kind))
+    left = [] if kind == "invalid" else ["a0", "a1", "a2"]
+    go_well_on(leases, "y", ["b0", "b1", "b2", *left])
+    assert events(leases, Avoided) == []
+
+
+def test_nor_is_a_node_to_blame_that_has_gone(two_nodes, clock):
+    leases = two_nodes(*"abc")
+    for slot, trial in enumerate("abc"):
+        assert leases.lease(slot, "p", 1, "x").trial_id == trial
+    for slot in range(3):
+        leases.died(slot, NODE_IS_GONE, "x")
+    leases.poll(False, {"y": NODES["y"]})
+    clock.now += 60
+    go_well_on(leases, "y", "abc", slot=9)
+    assert events(leases, Avoided) == []
+
+
+def test_the_last_node_is_never_avoided(two_nodes):
+    leases = two_nodes(*"abc")
+    fail_on(leases, "x", "abc")
+    go_well_on(leases, "y", "abc")
+    leases.poll(False, {"x": NODES["x"]})  # in the same moment y has gone
+    assert leases.poll(False).avoided == set()
+    leases.poll(False, NODES)
+    assert leases.poll(False).avoided == {"x"}
+
+
+def test_what_most_nodes_fail_in_is_no_nodes_fault(make_leases):
+    """As when the disk that they share is away for a while."""
+    leases = make_leases(*"abcdefghi")
+    leases.poll(False, {node: Site(node) for node in "xyz"})
+    for slot, trial in enumerate("abcdefghi"):
+        assert leases.lease(slot, "p", 1, "xyz"[slot % 3]).trial_id == trial
+    for slot, trial in enumerate("abcdefghi"):
+        leases.report(slot, broken(trial))
+    for _ in range(3):
+        for slot, node in enumerate("xyz"):
+            order = leases.lease(slot, "well", 1, node)
+            leases.report(slot, ended(order.trial_id))
+    assert leases.is_done()
+    assert events(leases, Avoided) == []
+
+
+def test_a_node_that_completes_as_many_is_not_avoided(two_nodes):
+    leases = two_nodes(*"abcdef")
+    fail_on(leases, "x", "abc")
+    go_well_on(leases, "x", "def", slot=5)
+    go_well_on(leases, "y", "abc")
+    assert events(leases, Avoided) == []
+
+
+def test_what_was_used_up_on_an_avoided_node_is_given_back(two_nodes):
+    leases = two_nodes(*"abcd")
+    fail_on(leases, "x", "abcd")
+    for slot, trial in enumerate("dcab"):
+        assert leases.lease(slot, "p", 1, "y").trial_id == trial
+    for slot, trial in enumerate("dca"):
+        leases.report(slot, ended(trial))
+    assert events(leases, Avoided)
+    leases.report(3, broken("b"))  # a second bug, if the first had counted
+    assert [type(event) for event in leases.take_events()] == [Retry]
+
+
+# --- nodes where nothing starts -------------------------------------------------------------
+
+
+def test_a_node_with_other_code_is_avoided_at_once_and_costs_no_trial_anything(two_nodes):
+    leases = two_nodes("a")
+    leases.unfit("x", "sweeper is 0.1.0 there, and 0.2.0 where the driver runs")
+    polled = leases.poll(False)
+    assert [str(event) for event in polled.events] == [
+        "host of x is avoided: sweeper is 0.1.0 there, and 0.2.0 where the driver runs"
+    ]
+    assert polled.barren == ""
+    leases.unfit("x", "again")
+    assert leases.poll(False).events == []
+    assert leases.lease(0, "p", 1, "x") == "leave"
+    assert leases.lease(1, "p", 1, "y").trial_id == "a"
+
+
+def test_when_no_node_is_fit_it_says_why_as_soon_as_nothing_runs(two_nodes):
+    leases = two_nodes("a", "b")
+    leases.lease(0, "p", 1, "x")
+    leases.unfit("x", "other code")
+    leases.unfit("y", "no sweeper")
+    assert leases.poll(False).barren == ""
+    leases.report(0, ended("a"))
+    assert "no sweeper" in leases.poll(False).barren
+    assert leases.poll(False, {**NODES, "z": Site("another")}).barren == ""
+
+
+def test_a_node_where_slots_die_before_they_ask_is_avoided(two_nodes):
+    leases = two_nodes("a", "b")
+    leases.lease(1, "p", 1, "y")
+    for slot in range(2, 2 + BARREN_DEATHS):
+        assert events(leases, Avoided) == []
+        leases.died(slot, "no module named sweeper", "x")
+    [found] = events(leases, Avoided)
+    assert (found.node, found.reason, found.trial_ids) == ("x", "no module named sweeper", ())
+    assert leases.poll(False).barren == ""
+
+
+def test_a_node_where_slots_die_at_their_work_is_not(two_nodes):
+    leases = two_nodes("a", "b")
+    for process in range(3 * BARREN_DEATHS):
+        leases.lease(0, str(process), 1, "x")
+        leases.died(0, "its worker died", "x")
+    assert events(leases, Avoided) == []
 
 
 # --- ten thousand ---------------------------------------------------------------------------

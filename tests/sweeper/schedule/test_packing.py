@@ -1,4 +1,4 @@
-"""How many trials share a GPU, and which slots are asked for; a whole sweep is played through."""
+"""How many trials share a GPU, by its kind, and which slots are asked for."""
 
 from collections import Counter
 
@@ -6,19 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.attempt import CONTEXT_BYTES, Order, Outcome, Progress
-from sweeper.schedule.executor import Packed
-from sweeper.schedule.leases import Leases
+from sweeper.attempt import CONTEXT_BYTES
 from sweeper.schedule.packing import (
     CHOICES,
     HEADROOM,
     Demand,
     Devices,
     Packing,
+    Share,
     fitting,
     missing_slots,
 )
-from sweeper.schedule.retry import Failure
 from sweeper.schedule.rules import Rules
 
 GIB = 1 << 30
@@ -84,7 +82,7 @@ def test_a_shape_too_large_for_a_gpu_is_known_to_be_alone():
 
 @pytest.mark.parametrize("known", [4, 8])
 def test_too_little_memory_demotes_its_shape_alone_step_by_step(known):
-    packing = Packing(Rules(packed={"a": known, "b": 4}))
+    packing = Packing(Rules(packed={"a": {"": known}, "b": {"": 4}}))
     seen = []
     while packing.per_gpu("a") > 1:
         seen.append(packing.out_of_memory("a", packing.per_gpu("a")))
@@ -94,14 +92,14 @@ def test_too_little_memory_demotes_its_shape_alone_step_by_step(known):
 
 
 def test_a_late_out_of_memory_in_a_smaller_share_demotes_no_further():
-    packing = Packing(Rules(packed={"a": 2}))
+    packing = Packing(Rules(packed={"a": {"": 2}}))
     assert packing.out_of_memory("a", 8) is None
     assert packing.out_of_memory("a", 4) is None
     assert packing.per_gpu("a") == 2
 
 
 def test_a_number_that_was_asked_for_holds_for_all_until_memory_says_no():
-    packing = Packing(Rules(per_gpu=3, packed={"a": 8}))
+    packing = Packing(Rules(per_gpu=3, packed={"a": {"": 8}}))
     assert packing.per_gpu("a") == packing.per_gpu("b") == 3
     assert packing.measured("a", 1, 80 * GIB) is None
     assert packing.out_of_memory("a", 3) == 1
@@ -109,7 +107,7 @@ def test_a_number_that_was_asked_for_holds_for_all_until_memory_says_no():
 
 
 @given(
-    st.sampled_from([{}, {"a": 4}]),
+    st.sampled_from([{}, {"a": {"": 4}}]),
     st.lists(
         st.one_of(
             st.tuples(st.just("measured"), BYTES, BYTES),
@@ -136,184 +134,207 @@ def test_a_number_once_known_only_falls_and_is_told_when_it_does(packed, events)
         is_known = is_known or found is not None
 
 
+# --- by kind --------------------------------------------------------------------------------
+
+
+def two_kinds(**rules):
+    packing = Packing(Rules(**rules))
+    packing.sees(["A", "B"])
+    return packing
+
+
+def test_what_is_known_of_one_kind_of_gpu_is_not_of_another():
+    packing = two_kinds()
+    assert packing.measured("a", 8 * GIB, 24 * GIB, "A") == 2
+    assert packing.shares("a") == (Share("A", 2), Share("B", 1))
+    assert packing.measured("a", 8 * GIB, 80 * GIB, "B") == 4
+    assert packing.out_of_memory("a", 2, "A") == 1
+    assert packing.shares("a") == (Share("A", 1), Share("B", 4))
+    assert packing.needed("a", "B") == 4
+    assert packing.needed("a", "C") == 0
+
+
+def test_a_number_of_no_kind_in_particular_holds_while_there_is_one_kind():
+    packing = Packing(Rules(packed={"a": {"": 4}, "b": {"A": 2}}))
+    packing.sees(["A"])
+    assert packing.shares("a") == (Share("A", 4),)
+    assert packing.shares("b") == (Share("A", 2),)
+    assert packing.measured("a", 8 * GIB, 640 * GIB, "A") is None
+    packing.sees(["B"])
+    assert packing.shares("a") == (Share("A", 1), Share("B", 1))
+    assert packing.shares("b") == (Share("A", 2), Share("B", 1))
+
+
+def test_a_number_of_another_kind_says_nothing():
+    packing = Packing(Rules(packed={"a": {"A": 4}}))
+    packing.sees(["B"])
+    assert packing.shares("a") == (Share("B", 1),)
+
+
+def test_before_any_gpu_is_there_its_kind_is_open():
+    packing = Packing(Rules(packed={"a": {"A": 4}}))
+    packing.sees([])
+    assert packing.shares("a") == (Share("", 1),)
+    packing.sees(["A"])
+    assert packing.shares("a") == (Share("A", 4),)
+    packing.sees([])
+    assert packing.shares("a") == (Share("A", 4),)
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [({}, 0), ({"A": 24}, 0), ({"B": 80}, 0), ({"A": 24, "B": 80}, 0), ({"A": 80, "B": 80}, None)],
+)
+def test_a_whole_gpu_that_is_too_small_is_ruled_out_if_another_may_be_larger(memory, expected):
+    packing = two_kinds()
+    for kind, gib in memory.items():
+        packing.has(kind, gib * GIB)
+    assert packing.out_of_memory("a", 1, "A") == expected
+    assert packing.needed("a", "A") == (0 if expected == 0 else 1)
+    assert packing.out_of_memory("a", 1, "B") is None
+    assert packing.needed("a", "B") == 1
+
+
+def test_where_all_kinds_were_too_small_a_trial_may_try():
+    packing = two_kinds(packed={"a": {"A": 0}})
+    assert packing.shares("a") == (Share("B", 1),)
+    packing = Packing(Rules(packed={"a": {"A": 0}}))
+    packing.sees(["A"])
+    assert packing.shares("a") == (Share("A", 1),)
+    assert packing.out_of_memory("a", 1, "A") is None
+
+
+def test_without_gpus_a_trial_has_a_slot():
+    packing = Packing(Rules(packed={"a": {"": 4}}), has_gpus=False)
+    packing.sees([""])
+    assert packing.shares("a") == (Share(),)
+
+
 # --- which slots are missing ----------------------------------------------------------------
 
 
-def gpus_of(asked):
+def gpus_of(asked, kind=None):
     """How many GPUs slots take up that fill them one after another."""
-    return sum(-(-n // k) for k, n in asked.items())
+    of_kind = {share: n for share, n in asked.items() if kind in (None, share.kind)}
+    return sum(-(-n // share.per_gpu) for share, n in of_kind.items())
 
 
+def n_of(asked, kind):
+    return sum(n for share, n in asked.items() if share.kind == kind)
+
+
+KINDS = ("A", "B")
 PER_GPU = st.sampled_from(CHOICES)
 SOME = st.integers(0, 20)
+SHARES = st.builds(Share, st.sampled_from(KINDS), PER_GPU)
 
 
 @st.composite
 def situations(draw):
-    """Demands, what is asked for already, and devices that hold at least this."""
-    kinds = draw(st.lists(PER_GPU, unique=True, max_size=4))
-    demands = [Demand(k, draw(SOME), draw(SOME)) for k in kinds]
-    asked = draw(st.dictionaries(PER_GPU, st.integers(1, 12), max_size=3))
-    n_gpus = max(1, gpus_of(asked) + draw(st.integers(0, 6)))
-    n_slots = sum(asked.values()) + draw(st.integers(0, 40))
-    return demands, asked, Devices(n_gpus, n_slots)
+    """Demands, slots asked for and those that run, and devices that hold at least these."""
+    some = st.lists(st.tuples(PER_GPU, PER_GPU, st.sampled_from([(0,), (1,), (0, 1)])), max_size=4)
+    of = {tuple(Share(KINDS[i], both[i]) for i in which) for *both, which in draw(some)}
+    demands = [Demand(shares, draw(SOME)) for shares in draw(st.permutations(sorted(of, key=str)))]
+    asked = draw(st.dictionaries(SHARES, st.integers(1, 12), max_size=4))
+    running = {share: draw(st.integers(0, n)) for share, n in asked.items()}
+    gpus, slots = {}, {}
+    for kind in KINDS:
+        of_kind = {share: n for share, n in asked.items() if share.kind == kind}
+        more, most = draw(st.integers(0, 6)), draw(st.integers(0, 40))
+        gpus[kind], slots[kind] = gpus_of(of_kind) + more, sum(of_kind.values()) + most
+    n_slots = draw(st.none() | st.integers(0, 60).map(lambda n: sum(asked.values()) + n))
+    return demands, asked, running, Devices(slots, gpus, n_slots)
 
 
-@settings(max_examples=500)
+def unserved(demands, asked, running):
+    """How many of each demand find no idle slot, those with the least choice first."""
+    idle, left = Counter(asked) - Counter(running), {}
+    for demand in sorted(demands, key=lambda demand: len(demand.shares)):
+        left[demand] = demand.n_ready
+        for share in demand.shares:
+            n = min(idle[share], left[demand])
+            idle[share] -= n
+            left[demand] -= n
+    return left
+
+
+@settings(max_examples=300)
 @given(situations())
 def test_what_is_missing_is_added_as_far_as_there_is_room(situation):
-    demands, asked, devices = situation
-    added = Counter(missing_slots(demands, asked, devices))
-    there = Counter(asked) + added
-    wanted = {demand.per_gpu: demand.n_ready + demand.n_running for demand in demands}
-
-    assert gpus_of(there) <= devices.n_gpus
-    assert there.total() <= devices.n_slots
-    assert all(there[k] <= wanted.get(k, 0) for k in added)
-    if there.total() < devices.n_slots:
-        for k, n in wanted.items():
-            is_met, is_full = there[k] >= n, gpus_of(there) == devices.n_gpus
-            assert is_met or (is_full and there[k] % k == 0), "room is left idle"
-    assert missing_slots(demands, there, devices) == []
+    demands, asked, running, devices = situation
+    there = Counter(asked)
+    for _ in range(len(demands) + 1):  # as often as the driver asks
+        added = Counter(missing_slots(demands, there, running, devices))
+        there += added
+        for kind in KINDS:
+            assert gpus_of(there, kind) <= devices.gpus[kind]
+            assert n_of(there, kind) <= devices.slots[kind]
+        assert devices.n_slots is None or there.total() <= devices.n_slots
+    assert not added
+    n_added = there.total() - sum(asked.values())
+    assert n_added <= sum(demand.n_ready for demand in demands)
+    for demand, n_left in unserved(demands, there, running).items():
+        for share in demand.shares if n_left and there.total() != devices.n_slots else ():
+            is_full = gpus_of(there, share.kind) == devices.gpus[share.kind]
+            is_whole = there[share] % share.per_gpu == 0
+            is_fed = n_of(there, share.kind) == devices.slots[share.kind]
+            assert (is_full and is_whole) or is_fed, "room is left idle"
 
 
 @given(situations())
 def test_demand_is_met_in_the_order_in_which_it_comes(situation):
-    demands, asked, devices = situation
-    added = missing_slots(demands, asked, devices)
-    assert added == sorted(added, key=[demand.per_gpu for demand in demands].index)
-    assert added[: len(first := missing_slots(demands[:1], asked, devices))] == first
+    demands, asked, running, devices = situation
+    added = missing_slots(demands, asked, running, devices)
+    first = missing_slots(demands[:1], asked, running, devices)
+    assert added[: len(first)] == first
 
 
 @given(situations(), st.integers(0, 4), st.integers(-20, 20))
 def test_where_a_node_is_gone_no_more_is_asked_for_than_there_was(situation, gone, more):
     """Tune still waits for a place for the slots that were there."""
-    demands, asked, _ = situation
-    devices = Devices(max(1, gpus_of(asked) - gone), max(0, sum(asked.values()) + more))
-    there = Counter(asked) + Counter(missing_slots(demands, asked, devices))
-    assert gpus_of(there) <= max(devices.n_gpus, gpus_of(asked))
-    assert there.total() <= max(devices.n_slots, sum(asked.values()))
+    demands, asked, running, devices = situation
+    gpus = {kind: max(0, gpus_of(asked, kind) - gone) for kind in KINDS}
+    fewer = Devices({kind: max(0, n + more) for kind, n in devices.slots.items()}, gpus)
+    there = Counter(asked) + Counter(missing_slots(demands, asked, running, fewer))
+    for kind in KINDS:
+        assert gpus_of(there, kind) <= max(gpus[kind], gpus_of(asked, kind))
 
 
 @given(SOME, SOME, SOME, SOME)
 def test_without_gpus_there_are_as_many_slots_as_trials_or_processors(ready, running, asked, slots):
     running = min(running, asked)
-    found = missing_slots([Demand(1, ready, running)], {1: asked}, Devices(None, slots))
-    assert found == [1] * max(0, min(ready + running, slots) - asked)
+    demands, one = [Demand((Share(),), ready)], Share()
+    found = missing_slots(demands, {one: asked}, {one: running}, Devices({"": slots}))
+    assert found == [one] * max(0, min(ready + running, slots) - asked)
 
 
-# --- a whole sweep --------------------------------------------------------------------------
+def test_on_nodes_without_a_gpu_there_is_no_room_for_a_share_of_one():
+    """Whose processors are not counted among those beside GPUs."""
+    demands = [Demand((Share("A", 8),), 100)]
+    assert len(missing_slots(demands, {}, {}, Devices({"A": 3}, {"A": 4}))) == 3
 
 
-NEEDS = {"fat": 0.4, "new": 0.1, "slim": 0.2, "whole": 0.9}  # GPUs that a trial of a shape fills
-
-
-class Cluster:
-    """GPUs on which slots are placed as Tune does: first come, first served, where there is room.
-
-    Trials of shape `fat` need more than a quarter of a GPU, and say so when they run out of it;
-    nothing is known of `new`; those of `slim` fit four times.
-    """
-
-    def __init__(self, orders, devices, packed):
-        self.now = 0.0
-        self.leases = Leases(orders, Rules(packed=packed), has_gpus=True, clock=lambda: self.now)
-        self.devices = devices
-        self.free = [1.0] * devices.n_gpus
-        self.pending, self.placed = [], {}  # slot and its size; slot: size, GPU
-        self.running = {}
-        self.names, self.events = iter(range(10**6)), []
-
-    def want(self):
-        polled = self.leases.poll(drain=False)
-        assert polled.condemned == []
-        self.events += polled.events
-        sizes = Counter(k for k, _ in self.placed.values()) + Counter(k for _, k in self.pending)
-        added = missing_slots(polled.demands, sizes, self.devices)
-        self.pending += [(next(self.names), k) for k in added]
-        assert len(self.pending) + len(self.placed) <= self.devices.n_slots
-        return polled.is_done
-
-    def place(self):
-        for slot, k in list(self.pending):
-            gpu = next((g for g, free in enumerate(self.free) if free >= 1 / k - 1e-9), None)
-            if gpu is not None:
-                self.pending.remove((slot, k))
-                self.placed[slot] = k, gpu
-                self.free[gpu] -= 1 / k
-        assert all(free > -1e-9 for free in self.free)
-
-    def ask(self, slot):
-        k, gpu = self.placed[slot]
-        answer = self.leases.lease(slot, "p", k)
-        if answer == "leave":
-            del self.placed[slot]
-            self.free[gpu] += 1 / k
-        elif answer != "wait":
-            assert answer.per_gpu == k
-            self.running[slot] = answer
-
-    def end(self, slot):
-        order = self.running.pop(slot)
-        trial, need, room = order.trial_id, NEEDS[order.shape], 1 / order.per_gpu
-        if need > room:
-            assert room < 1
-            self.leases.report(slot, Failure(trial, "oom", "OutOfMemoryError", "too little"))
-            return
-        said = Progress(trial, 1, 9, 9, "h", "gpu", 1.0, 1, int(need * 50 * GIB), 80 * GIB)
-        self.leases.report(slot, said)
-        self.leases.report(slot, Outcome(trial, 1, "complete", 1.0))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.dictionaries(st.sampled_from(sorted(NEEDS)), st.integers(1, 9), min_size=1),
-    st.integers(1, 4),
-    st.integers(1, 24),
-    st.randoms(use_true_random=False),
-)
-def test_a_sweep_of_many_shapes_ends_wherever_its_slots_are(counts, n_gpus, n_slots, random):
-    orders = [
-        Order(f"{shape}-{i}", {}, "runs/x", shape=shape)
-        for shape, n in counts.items()
-        for i in range(n)
+def test_shapes_fill_the_kinds_one_after_another_each_at_its_own_share():
+    demands = [
+        Demand((Share("A", 2), Share("B", 4)), 7),
+        Demand((Share("B", 2),), 3),
+        Demand((Share("A", 1), Share("B", 1)), 9),
     ]
-    cluster = Cluster(orders, Devices(n_gpus, n_slots), {"slim": 4, "fat": 4})
-    for _ in range(500):
-        is_done = cluster.want()
-        cluster.place()
-        for slot in random.sample(sorted(cluster.placed), len(cluster.placed)):
-            if slot not in cluster.running:
-                cluster.ask(slot)
-        for slot in sorted(cluster.running):
-            if random.random() < 0.5:
-                cluster.end(slot)
-        cluster.now += 1
-        if is_done and not cluster.placed:
-            break
-    else:
-        pytest.fail("slots and orders wait for one another")
-
-    ends = Counter(e.trial_id for e in cluster.events if isinstance(e, Outcome))
-    assert ends == Counter(order.trial_id for order in orders)
-    demoted = [e for e in cluster.events if isinstance(e, Packed) and e.reason == "out of memory"]
-    found = [(event.shape, event.per_gpu) for event in demoted]
-    assert found == [("fat", 2)] * len(found[:1])  # of those that ran out of it only the first
-    assert found or counts.get("fat", 0) < 2  # a single one may be given a larger slot
-    assert not any(isinstance(e, Failure) for e in cluster.events)
-    assert cluster.free == pytest.approx([1.0] * n_gpus)
+    devices = Devices({"A": 50, "B": 50}, {"A": 2, "B": 3})
+    found = Counter(missing_slots(demands, {}, {}, devices))
+    assert found == {Share("A", 2): 4, Share("B", 4): 3, Share("B", 2): 3}
 
 
-def test_no_gpu_is_left_idle_while_trials_that_fit_on_it_wait():
-    orders = [Order(f"slim-{i}", {}, "runs/x", shape="slim") for i in range(64)]
-    cluster = Cluster(orders, Devices(2, 16), {"slim": 4})
-    n_rounds = 0
-    while not cluster.want():
-        cluster.place()
-        for slot in sorted(cluster.placed):
-            cluster.ask(slot)
-        assert len(cluster.running) in (8, 0)
-        for slot in sorted(cluster.running):
-            cluster.end(slot)
-        n_rounds += 1
-    assert n_rounds == 8  # 64 trials, eight at a time
+def test_a_cluster_that_grows_is_asked_for_what_is_not_there_yet():
+    a, b, any_kind = Share("A", 2), Share("B", 4), Share("", 1)
+    nothing = Devices({}, {}, n_slots=3, grows=True)
+    assert missing_slots([Demand((any_kind,), 9)], {}, {}, nothing) == [any_kind] * 3
+    devices = Devices({"A": 9, "B": 9}, {"A": 1, "B": 1}, n_slots=8, grows=True)
+    assert missing_slots([Demand((a, b), 9)], {}, {}, devices) == [a] * 2 + [b] * 4 + [a] * 2
+
+
+def test_a_slot_that_waits_for_any_kind_is_there_for_what_has_as_large_a_share():
+    waiting, devices = {Share("", 1): 2}, Devices({"A": 9}, {"A": 9}, n_slots=9, grows=True)
+    found = missing_slots([Demand((Share("A", 1),), 3)], waiting, {}, devices)
+    assert found == [Share("A", 1)]
+    assert len(missing_slots([Demand((Share("A", 2),), 3)], waiting, {}, devices)) == 3

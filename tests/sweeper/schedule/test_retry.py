@@ -396,32 +396,48 @@ def failed(kind, trial="t1"):
     return Failure(trial, kind, "E", "m", "s")
 
 
+def delay_of(retries, failure, node=""):
+    return retries.delay(failure, is_larger_left=False, node=node)
+
+
 @given(st.permutations([kind for kind, budget in BUDGETS.items() for _ in range(budget)]))
 def test_each_kind_has_a_budget_of_its_own(order):
     retries = Retries()
     assert len(order) == 11  # five lost, five storage, one bug
-    assert all(retries.delay(failed(kind), 1) is not None for kind in order)
+    assert all(delay_of(retries, failed(kind)) is not None for kind in order)
     for kind in BUDGETS:
-        assert retries.delay(failed(kind), 1) is None
+        assert delay_of(retries, failed(kind)) is None
 
 
 def test_each_trial_has_budgets_of_its_own_and_new_ones_once_forgotten():
     retries = Retries()
     for trial in ("t1", "t2"):
-        assert retries.delay(failed("bug", trial), 1) == 0.0
-        assert retries.delay(failed("bug", trial), 1) is None
+        assert delay_of(retries, failed("bug", trial)) == 0.0
+        assert delay_of(retries, failed("bug", trial)) is None
     retries.forget("t1")
-    assert retries.delay(failed("bug", "t1"), 1) == 0.0
-    assert retries.delay(failed("bug", "t2"), 1) is None
+    assert delay_of(retries, failed("bug", "t1")) == 0.0
+    assert delay_of(retries, failed("bug", "t2")) is None
+
+
+def test_what_was_used_up_on_one_node_can_be_given_back():
+    retries = Retries()
+    assert delay_of(retries, failed("bug"), "x") == 0.0
+    assert delay_of(retries, failed("lost"), "x") is not None
+    retries.forgive("x")
+    assert delay_of(retries, failed("lost"), "y") == backoff("t1", "lost", 1)
+    assert delay_of(retries, failed("bug"), "y") == 0.0
+    retries.forgive("z")
+    assert delay_of(retries, failed("bug"), "x") is None
 
 
 def test_an_invalid_trial_is_tried_once():
-    assert Retries().delay(failed("invalid"), 1) is None
+    assert delay_of(Retries(), failed("invalid")) is None
 
 
-def test_too_little_memory_is_for_good_only_on_a_whole_gpu():
+def test_too_little_memory_is_for_good_only_where_there_is_no_more():
     retries = Retries()
-    assert [retries.delay(failed("oom"), n) for n in (8, 4, 2, 1)] == [0.0, 0.0, 0.0, None]
+    left = [retries.delay(failed("oom"), is_larger_left=left) for left in (True, True, False)]
+    assert left == [0.0, 0.0, None]
 
 
 def test_what_has_ended_is_not_remembered():
@@ -429,7 +445,7 @@ def test_what_has_ended_is_not_remembered():
     empty = len(pickle.dumps(retries))
     for i in range(1000):
         for kind in ("lost", "storage", "bug"):
-            retries.delay(failed(kind, f"t{i}"), 1)
+            delay_of(retries, failed(kind, f"t{i}"))
         breaker.failed(failed("bug", f"t{i}"))
         retries.forget(f"t{i}")
     assert len(pickle.dumps(retries)) == empty
@@ -457,9 +473,9 @@ def test_a_wait_is_the_same_each_time_and_a_bug_has_none():
     assert len({backoff("t1", "lost", n) / 2**n for n in range(1, 6)}) > 1
     assert backoff("t1", "bug", 1) == 0.0
     retries = Retries()
-    assert retries.delay(failed("lost"), 1) == backoff("t1", "lost", 1)
-    assert retries.delay(failed("storage"), 1) == backoff("t1", "storage", 1)
-    assert retries.delay(failed("lost"), 1) == backoff("t1", "lost", 2)
+    assert delay_of(retries, failed("lost")) == backoff("t1", "lost", 1)
+    assert delay_of(retries, failed("storage")) == backoff("t1", "storage", 1)
+    assert delay_of(retries, failed("lost")) == backoff("t1", "lost", 2)
 
 
 # --- the breaker ----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from sweeper import journal as journal_module
 from sweeper.attempt import Outcome, Progress, Waiting
 from sweeper.journal import Journal, Tally, read_events
 from sweeper.schedule import scribe as module
-from sweeper.schedule.executor import Halt, Packed, Retry
+from sweeper.schedule.executor import Avoided, Halt, Packed, Retry
 from sweeper.schedule.retry import Failure
 from sweeper.schedule.scribe import DIGEST_SECONDS, LIVE_SECONDS, Counts, Running, Scribe
 from sweeper.status.live import read_live
@@ -33,6 +33,9 @@ def ended(trial="t1", state="complete", attempt=1):
 
 def broken(trial="t1", kind="bug", host="node2"):
     return Failure(trial, kind, "ValueError", "a message", "a signature", host)
+
+
+AVOIDED = Avoided("id of it", "node3", "3 trials failed there", ("t1", "t2"), "a signature")
 
 
 class Slots:
@@ -159,14 +162,34 @@ def test_a_drained_attempt_and_what_shares_a_gpu(written):
         says(step=30),
         Packed("a shape", 4, "measured", 5, 80, "t1"),
         ended(state="stopped"),
-        Packed("a shape", 2, "out of memory", trial_id="t2"),
+        Packed("a shape", 2, "out of memory", trial_id="t2", kind="A"),
     )
+
+    def found(per_gpu, reason, kind):
+        return {"kind": kind, "per_gpu": per_gpu, "reason": reason}
+
     packed = {"event": "packed", "shape": "a shape"}
     assert written.lines()[1:] == [
-        {**packed, "per_gpu": 4, "reason": "measured", "peak_bytes": 5, "device_bytes": 80},
+        {**packed, **found(4, "measured", ""), "peak_bytes": 5, "device_bytes": 80},
         {"event": "stopped", "trial": "t1", "attempt": 1, "seconds": 12.5, "steps": 20},
-        {**packed, "per_gpu": 2, "reason": "out of memory", "peak_bytes": 0, "device_bytes": 0},
+        {**packed, **found(2, "out of memory", "A"), "peak_bytes": 0, "device_bytes": 0},
     ]
+
+
+def test_a_node_that_is_avoided(written):
+    written.take(AVOIDED)
+    assert written.lines() == [
+        {
+            "event": "avoided",
+            "node": "id of it",
+            "host": "node3",
+            "reason": "3 trials failed there",
+            "trials": ["t1", "t2"],
+            "signature": "a signature",
+        }
+    ]
+    assert written.counts.avoided == [AVOIDED]
+    assert written.shown[-1][0] == AVOIDED
 
 
 def test_waiting_and_halting_are_shown_and_not_journalled(written):
@@ -180,13 +203,14 @@ def test_waiting_and_halting_are_shown_and_not_journalled(written):
 def test_what_is_written_is_what_the_journal_documents(written):
     """Each line has the fields that the table names, in that event's row, and no other."""
     written.take(says(), Retry(broken(), 0.0), says(), broken(), says(), ended())
-    written.take(ended(state="stopped"), Packed("s", 1, "measured"))
+    written.take(ended(state="stopped"), Packed("s", 1, "measured"), AVOIDED)
     table = journal_module.__doc__
     rows = dict(re.findall(r"^(\w+)  +(\S.*(?:\n {6,}\S.*)*)", table, re.MULTILINE))
     failure = rows["retried"]
     rows["failed"] = failure.replace("delay, ", "")
     seen = {line.pop("event"): line for line in written.lines()}
-    assert set(seen) == {"started", "retried", "failed", "finished", "stopped", "packed"}
+    named = {"started", "retried", "failed", "finished", "stopped", "packed", "avoided"}
+    assert set(seen) == named
     for event, fields in seen.items():
         listed = re.sub(r"\(.*?\)|;.*|:.*", "", rows[event], flags=re.DOTALL)
         assert set(re.findall(r"\w+", listed)) == set(fields), event
@@ -385,7 +409,7 @@ def test_the_tally_in_memory_is_that_of_the_journal(written):
     written.take(Packed("a", 4, "measured", 1, 2))
     read = Tally.read(written.folder.path / "no digest", written.folder.journal)
     assert read.trials == written.scribe.tally.trials
-    assert (read.packed, read.offset) == ({"a": 4}, written.scribe.tally.offset)
+    assert (read.packed, read.offset) == ({"a": {"": 4}}, written.scribe.tally.offset)
 
 
 def test_a_digest_is_saved_now_and_then(written):
@@ -401,7 +425,7 @@ def test_a_scribe_goes_on_where_the_last_one_ended(written, clock):
     written.scribe.close()
     again = Written(written.folder.path, {"t1": 1.0}, clock)
     with again.journal:
-        assert again.scribe.tally.packed == {"a": 4}
+        assert again.scribe.tally.packed == {"a": {"": 4}}
         assert again.scribe.tally.trials["t1"]["state"] == "failed"
 
 

@@ -233,3 +233,29 @@ def test_shapes_that_share_a_gpu_are_named(folder):
     status = read_status(folder)
     assert status.packed == {"a b500 #1": 4}
     assert "  4 trials share a GPU: a b500 #1" in list(status_lines("DIR", status))
+
+
+def test_where_it_depends_on_the_kind_of_gpu_that_is_named(folder):
+    packed = [("a", "A", 4), ("a", "B", 8), ("b", "A", 2), ("c", "A", 0), ("c", "B", 2)]
+    of = [{"shape": shape, "kind": kind, "per_gpu": n, "reason": "r"} for shape, kind, n in packed]
+    journal(folder, LAUNCHED, *(("packed", fields) for fields in of))
+    assert read_status(folder).packed == {"a on A": 4, "a on B": 8, "b": 2, "c on B": 2}
+
+
+def test_nodes_that_are_avoided_are_named_with_the_reason(folder):
+    avoided = {"node": "1", "host": "node3", "reason": "3 trials failed there", "trials": ["t1"]}
+    with folder.locked():
+        journal(
+            folder,
+            LAUNCHED,
+            ("avoided", {**avoided, "signature": "ValueError: #"}),
+            ("avoided", {**avoided, "host": "node4", "signature": "", "reason": "other code"}),
+        )
+        lines = list(status_lines("DIR", read_status(folder)))
+        assert "  node3 is avoided: 3 trials failed there (ValueError: #)" in lines
+        assert "  node4 is avoided: other code" in lines
+    status = read_status(folder)
+    assert [found["host"] for found in status.avoided] == ["node3", "node4"]
+    assert "  node4 was avoided: other code" in list(status_lines("DIR", status))
+    journal(folder, LAUNCHED)
+    assert read_status(folder).avoided == ()
