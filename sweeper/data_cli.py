@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -161,13 +161,19 @@ def _do(where: str, address: str | None, task: Callable[[], str]) -> None:
 
 def _do_on_every_node(where: str, address: str, task: Callable[[], str]) -> None:
     """Nodes that share the folder wait for one another by its lock, if their mount has locks."""
-    from sweeper.schedule.cluster import ask_every_node, joined
+    from sweeper.schedule.cluster import Answer, Node, ask_every_node, joined
 
     _say(f"{where}: on every node of the cluster at `{address}`")
-    with joined(address):
-        answers = ask_every_node(functools.partial(_tried, where, task), _NODE_SECONDS)
-    for answer in answers:
-        _say(f"{answer.node}: {answer.problem or answer.said}")
+    # Of its own: while Ray is joined, what it says is kept from standard error.
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1) as shown:
+
+        def tell(answer: Answer[str | SweeperError] | None, left: Sequence[Node]) -> None:
+            waiting = f"not yet: {', '.join(map(str, left))}"
+            said = f"{answer.node}: {answer.problem or answer.said}" if answer else waiting
+            print(said, file=shown)
+
+        with joined(address):
+            answers = ask_every_node(functools.partial(_tried, where, task), _NODE_SECONDS, tell)
     failed = [answer for answer in answers if not isinstance(answer.said, str)]
     if failed:
         named = ", ".join(f"`{answer.node}`" for answer in failed)

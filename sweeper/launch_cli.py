@@ -237,7 +237,7 @@ class _Slots:
             n_slots = min(n_slots, n_gpus * (self.rules.per_gpu or max(CHOICES)))
         # Ray starts a process per processor that it is told of, needed or not.
         n_cpus = min(n_slots, n_todo) * threads
-        return TuneExecutor(threads, n_slots=self.n_slots, n_cpus=n_cpus)
+        return TuneExecutor(threads, n_slots=self.n_slots, n_cpus=n_cpus, n_gpus=n_gpus)
 
 
 def _shard(text: str | None) -> Shard | None:

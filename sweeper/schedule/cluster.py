@@ -19,14 +19,16 @@ from typing import Any, Generic, TypeVar
 
 from sweeper.errors import ClusterError, SweeperError
 from sweeper.schedule.joining import join
+from sweeper.schedule.surroundings import temporary_folder
 from sweeper.train.memory import MALLOC_SETTINGS
 from sweeper.train.sources.place import ROOT_VARIABLE, data_root
 
 T = TypeVar("T")
 
-HEAD_SECONDS = 30.0  # in which a head must answer
+HEAD_SECONDS = 60.0  # in which a head must answer, as Ray has it
 LEAVE_SECONDS = 10.0  # in which it must take leave
 ANSWER_SECONDS = 10.0  # in which the driver must answer a node
+TELL_SECONDS = 30.0  # after which it is said that nodes have not answered yet
 OBJECT_STORE_BYTES = 128 << 20  # nothing large passes through Ray
 _PATIENCE = ("RAY_gcs_rpc_server_reconnect_timeout_s", "600")  # seconds until Ray ends a driver
 GO_ON = "nothing is lost: launch again to go on"
@@ -86,15 +88,13 @@ def joined(
     os.environ.update(_SETTINGS)
     if address != "local":
         os.environ.setdefault(*_PATIENCE)
-    # That the folder cannot be emptied at once is no error of the sweep.
-    folder = tempfile.TemporaryDirectory(prefix="sweeper-", ignore_cleanup_errors=True)
-    with folder as scratch, _quiet(Path(scratch)):
+    with temporary_folder(Path(tempfile.gettempdir()), "driver") as scratch, _quiet(scratch):
         import ray
 
         with _signals_kept():
             _connect(address, {"num_cpus": n_cpus, "num_gpus": n_gpus})
         try:
-            yield Path(scratch)
+            yield scratch
         finally:
             ray.shutdown() if address == "local" else _leave()
 
@@ -135,27 +135,48 @@ def of_kind(kind: str) -> dict[str, float]:
     return {f"{_KIND}{kind}": 0.001} if kind not in ("", UNKNOWN) else {}
 
 
-def ask_every_node(ask: Callable[[], T], seconds: float) -> list[Answer[T]]:
+def ask_every_node(
+    ask: Callable[[], T],
+    seconds: float,
+    tell: Callable[[Answer[T] | None, Sequence[Node]], None] = lambda answer, left: None,
+) -> list[Answer[T]]:
     """Call a function on every node, heads without processors included, all at once.
+
+    Nodes that go meanwhile are left out.
 
     Parameters
     ----------
     ask : a function of this package or of a plug-in, or a partial of one: it goes by its name.
     seconds : in which a node must answer.
+    tell : is told of each answer as it comes, or of none for half a minute, and of the nodes that
+        have not answered yet.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    there, task = nodes(), ray.remote(num_cpus=0, max_retries=0)(_answer)
+    task = ray.remote(num_cpus=0, max_retries=0)(_answer)
     ours = [ray.put(None)]  # in a list, so that a node has to ask this process for it
-    asked = [
+    asked = {
         task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        ).remote(list(sys.path), str(data_root()), ask, ours)
-        for node in there
-    ]
-    deadline = time.monotonic() + seconds
-    return [_heard(node, answer, deadline) for node, answer in zip(there, asked, strict=True)]
+        ).remote(list(sys.path), str(data_root()), ask, ours): node
+        for node in nodes()
+    }
+    heard: list[Answer[T]] = []
+    deadline, left = time.monotonic() + seconds, dict(asked)
+    while left:
+        wait = min(max(deadline - time.monotonic(), 0), TELL_SECONDS)
+        answers, _ = ray.wait(list(left), num_returns=1, timeout=wait)
+        if not answers and time.monotonic() >= deadline:
+            answers = list(left)
+        if not answers:
+            tell(None, list(left.values()))
+        for answer in answers:
+            heard.append(_heard(left.pop(answer), answer))
+            tell(heard[-1], list(left.values()))
+    there = {node.node_id for node in nodes()} if any(each.problem for each in heard) else set()
+    heard.sort(key=lambda each: list(asked.values()).index(each.node))
+    return [each for each in heard if not each.problem or each.node.node_id in there]
 
 
 def _answer(
@@ -183,22 +204,23 @@ def set_up(import_path: Sequence[str], data: str) -> None:
     os.environ[ROOT_VARIABLE] = data
 
 
-def _heard(node: Node, answer: Any, deadline: float) -> Answer[Any]:
+def _heard(node: Node, answer: Any) -> Answer[Any]:
+    """What a node has said by now."""
     import ray
 
     try:
-        return Answer(node, ray.get(answer, timeout=max(deadline - time.monotonic(), 0.1)))
+        return Answer(node, ray.get(answer, timeout=0.1))
     except ray.exceptions.GetTimeoutError:
         ray.cancel(answer, force=True)
         return Answer(node, None, "it does not answer")
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, BaseException) else error
-        return Answer(node, None, _last_line(cause))
     except ray.exceptions.RayError as error:
         return Answer(node, None, _last_line(error))
 
 
 def _last_line(error: BaseException) -> str:
+    """The last line of an error, or of what caused it in another process."""
+    cause = getattr(error, "cause", None)
+    error = cause if isinstance(cause, BaseException) else error
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
 
@@ -319,8 +341,9 @@ def _cluster_error(error: Exception, talk: Path) -> ClusterError:
     """What Ray ended with, and the last that it said."""
     tail = talk.read_text(errors="replace").strip().splitlines()[-15:]
     first = (str(error).strip().splitlines() or [""])[0]
+    is_remote = hasattr(error, "cause")  # then its own text is a traceback
     return ClusterError(
         "ray",
-        f"{type(error).__name__}: {first}",
+        _last_line(error) if is_remote else f"{type(error).__name__}: {first}",
         hint="\n".join([GO_ON, *(["Ray's last words:", *tail] if tail else [])]),
     )

@@ -40,7 +40,7 @@ def own_surroundings(slot: int, threads: int, gpus: Sequence[int | str]) -> Iter
     node_tmp = os.environ.setdefault(NODE_TMP_VARIABLE, tempfile.gettempdir())
     with contextlib.suppress(OSError):  # then there are the libraries' own places
         _share_caches(own_folder())
-    with _own_folder(Path(node_tmp), slot) as folder:
+    with temporary_folder(Path(node_tmp), f"slot{slot}") as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
         try:
             yield
@@ -54,12 +54,12 @@ def _share_caches(folder: Path) -> None:
 
 
 @contextmanager
-def _own_folder(node_tmp: Path, slot: int) -> Iterator[Path]:
-    """A folder that goes with this process; what killed ones have left goes first."""
-    prefix = f"sweeper-{_user()}-slot"
-    for left in node_tmp.glob(f"{prefix}*"):
+def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder that goes with this process; what killed ones of this user have left goes first."""
+    prefix = f"sweeper-{_user()}-"
+    for left in parent.glob(f"{prefix}*"):
         _remove_if_left(left)
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{slot}-", dir=node_tmp))
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{name}-", dir=parent))
     with (folder / ".new").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / ".new").rename(folder / _LOCK)  # which is therefore never seen without its lock
@@ -70,7 +70,7 @@ def _own_folder(node_tmp: Path, slot: int) -> Iterator[Path]:
 
 
 def _remove_if_left(folder: Path) -> None:
-    """Remove a killed slot's folder: the kernel has let go of its lock."""
+    """Remove the folder of a process that was killed: the kernel has let go of its lock."""
     with contextlib.suppress(OSError), (folder / _LOCK).open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)

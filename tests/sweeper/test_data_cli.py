@@ -139,8 +139,11 @@ class Nodes:
         self.joined.append(address)
         yield self.folder
 
-    def ask(self, do, seconds):
-        return [self._answer(host, pickle.dumps(do)) for host in self.hosts]
+    def ask(self, do, seconds, tell):
+        answers = [self._answer(host, pickle.dumps(do)) for host in self.hosts]
+        for answer in answers:
+            tell(answer, [])
+        return answers
 
     def _answer(self, host, asked):
         node = Node(host, host, host, 1, 0)
@@ -235,6 +238,7 @@ def test_slots_look_where_the_driver_looked(tmp_path, monkeypatch):
     from sweeper.schedule.placement import _Slot
 
     slot = object.__new__(_Slot)  # as Ray makes it, but for what Tune sets up
-    slot.setup({"slot": 1, "per_gpu": 1}, None, None, ["/theirs"], str(tmp_path))
+    config = {"slot": 1, "per_gpu": 1, "cpus": 1}
+    slot.setup(config, None, None, {}, (), ["/theirs"], str(tmp_path))
     assert data_root() == tmp_path
     assert sys.path[0] == "/theirs"

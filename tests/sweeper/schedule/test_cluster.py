@@ -131,7 +131,9 @@ def test_every_node_answers_as_a_slot_would_or_says_why_not(
         assert scratch.is_dir()
         (node,) = nodes()
         assert node.n_cpus == 1
-        (view,) = ask_every_node(its_view, 120)
+        told: list[object] = []
+        (view,) = ask_every_node(its_view, 120, lambda answer, left: told.append((answer, left)))
+        assert told == [(view, [])]
         (failure,) = ask_every_node(ends_badly, 120)
         print("what is said meanwhile")
     assert view.node == failure.node == node
