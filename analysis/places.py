@@ -103,7 +103,13 @@ def _folder(text: str, where: str, hint: str) -> Path:
 def _out(folder: Path, places: Sequence[str]) -> Path:
     """The folder, unless it is a sweep's own: whoever names that one means its own trials."""
     is_sweep = SweepDir(folder).manifest.is_file() or (folder / PREDICTIONS).exists()
-    if is_sweep and {os.path.realpath(place) for place in places} != {os.path.realpath(folder)}:
+    if is_sweep and {_root(place) for place in places} != {_root(str(folder))}:
         found = f"`{folder}` is a sweep directory, whose artifacts are of its own trials"
         raise AnalysisError("--out", found, "another folder", _FOR_EXAMPLE)
     return folder
+
+
+def _root(place: str) -> str:
+    """Where the trials of a place are: of a sweep directory perhaps elsewhere."""
+    root = place if "://" in place else SweepDir(place).root()
+    return root if "://" in root else os.path.realpath(root)

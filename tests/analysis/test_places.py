@@ -63,6 +63,13 @@ def test_all_of_an_earlier_analysis_is_of_its_places_and_of_what_is_new_in_them(
     assert places == ["../a", "../b", "../c"]
 
 
+def test_a_sweep_whose_store_is_elsewhere_may_be_named_by_either(runs):
+    SweepDir("seen").path.mkdir()
+    SweepDir("seen").write_manifest({"name": "seen", "store": str(runs / "a")})
+    assert analyze("distances", "a", "--out", "seen").exit_code == 0
+    assert "distances: unchanged" in analyze("distances", "seen").stderr
+
+
 def test_an_interrupted_first_analysis_goes_on_in_its_places(runs, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
