@@ -4,6 +4,7 @@
 
     SweeperError                 exit 2   anything a user can act on
     ├── ConfigError              exit 2   one trial's configuration
+    │   └── DataError            exit 2   data that is not on this machine
     ├── ExpressionError          exit 2   derive, exclude, --where
     ├── GridError                exit 2   a grid file
     ├── PlanError                exit 2   a grid that cannot become a sweep
@@ -57,6 +58,10 @@ class SweeperError(Exception):
 
 class ConfigError(SweeperError):
     """A trial's configuration is not one that can be run."""
+
+
+class DataError(ConfigError):
+    """The data that a trial needs is not on this machine, and may be on another."""
 
     usual_hint = "`sweeper plan GRID` checks every trial of a grid and runs nothing"
 

@@ -30,7 +30,6 @@ class TrackerName(enum.StrEnum):
 GridPath = Annotated[
     Path, typer.Argument(metavar="GRID", help="A grid file, e.g. grids/digits.yaml.")
 ]
-Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep directory, e.g. runs/digits.")]
 SweepPlace = Annotated[
     str,
     typer.Argument(

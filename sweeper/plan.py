@@ -236,7 +236,7 @@ def read_plan(path: Path) -> tuple[Trial, ...]:
     return trials
 
 
-def planned_ids(path: Path) -> list[str]:
+def planned_ids(path: Path | BytesIO) -> list[str]:
     """The planned trials' ids, in order, without reading their configurations."""
     return list(_read_columns(path, ["trial_id"])[0])
 
@@ -279,7 +279,9 @@ def planned_work(path: Path) -> PlannedWork:
     return PlannedWork(ids, [""] * n_trials, [0] * n_trials, [0.0] * n_trials)
 
 
-def _read_columns(path: Path, names: list[str], later: Sequence[str] = ()) -> list[list[Any]]:
+def _read_columns(
+    path: Path | BytesIO, names: list[str], later: Sequence[str] = ()
+) -> list[list[Any]]:
     """Columns of a plan, and those that came `later`, if it has all of them."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -119,7 +119,7 @@ def sweep_at(place: str, sweep_dir: Path | None) -> SweepDir:
         if sweep_dir is not None:
             found = f"given, and `{place}` is a sweep directory"
             raise SweeperError("--sweep-dir", found, "one of the two")
-        stored = _stored(folder)
+        stored = stored_of(folder)
     else:
         stored = stored_at(place)
         folder = SweepDir(sweep_dir or Path("runs") / stored.name)
@@ -129,7 +129,7 @@ def sweep_at(place: str, sweep_dir: Path | None) -> SweepDir:
     return folder
 
 
-def _stored(folder: SweepDir) -> StoredSweep | None:
+def stored_of(folder: SweepDir) -> StoredSweep | None:
     """What is kept of a sweep beside its store; None where that is in the directory."""
     from sweeper.store.sweeps import StoredSweep
 
@@ -142,12 +142,11 @@ def _stored(folder: SweepDir) -> StoredSweep | None:
 
 def _bring_up_to_date(folder: SweepDir, stored: StoredSweep) -> None:
     """Make the directory what the last driver left in the store, if none is at work."""
-    from sweeper.store.claim import driver_of, held
+    from sweeper.store.claim import clear
 
     if (driver := folder.driver()) is not None:
         raise folder.held_by(driver)
-    if (driver := driver_of(stored.objects)) is not None:
-        raise held(stored.objects.location, driver)
+    clear(stored.objects)
     if stored.is_ahead_of(folder):
         with folder.locked():
             stored.bring_up_to_date(folder)

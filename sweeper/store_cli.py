@@ -175,14 +175,32 @@ def _say(text: str) -> None:
 
 @contextlib.contextmanager
 def _alone(directory: str) -> Iterator[None]:
-    """Hold the sweep directory, so that no driver's workers write meanwhile."""
+    """Hold the sweep directory, so that no driver's workers write meanwhile.
+
+    Raises
+    ------
+    SweepDirError : a driver holds it, or a sweep whose store is the same.
+    """
     folder = _sweep_dir(directory)
     if folder is None:
+        _check_undriven(directory.removesuffix("/").removesuffix(f"/{PREDICTIONS}"))
         _say(f"{directory}: no sweep directory, so nothing keeps a launch from writing meanwhile")
         yield
         return
     with folder.locked():
+        if (root := folder.root()) != str(folder.path):
+            _check_undriven(root)
         yield
+
+
+def _check_undriven(root: str) -> None:
+    """Refuse while drivers elsewhere may write below this root."""
+    from sweeper.store.claim import driver_of, perhaps_held
+    from sweeper.store.sweeps import drivers
+
+    for sweep in drivers(root):
+        if (driver := driver_of(sweep.objects)) is not None:
+            raise perhaps_held(sweep.objects.location, driver)
 
 
 def _sweep_dir(directory: str) -> SweepDir | None:

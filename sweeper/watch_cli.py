@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sweeper.chosen import Ids, Selectors, States, Where, chosen, find_trial
-from sweeper.errors import SweeperError
-from sweeper.options import Dir, Json, SweepPlace
+from sweeper.errors import SweepDirError, SweeperError
+from sweeper.options import Json, SweepPlace
 from sweeper.plan import planned_configs
 from sweeper.sweep_dir import SweepDir
 
 if TYPE_CHECKING:
+    from sweeper.status.states import Sight
+    from sweeper.status.stored import StoredSight
     from sweeper.status.summary import Watch
+    from sweeper.store.sweeps import StoredSweep
 
 POLL_SECONDS = 1.0  # between two looks at a log that is followed
 BUCKET_SECONDS = 10.0  # the same in a bucket, where a log is written anew each half-minute
@@ -59,7 +62,7 @@ def status(
 
 
 def failures(
-    directory: Dir,
+    directory: SweepPlace,
     where: Where = None,
     id_: Ids = None,
     state: States = None,
@@ -69,7 +72,7 @@ def failures(
     from sweeper.status.report import N_GROUPS, report_lines, reports
     from sweeper.status.states import Sight
 
-    folder = SweepDir(directory).require()
+    folder = _with_journal(directory)
     only = _chosen(folder, Selectors.of(where, id_, state))
     seen = Sight(folder).look()
     found, n_groups = reports(
@@ -78,13 +81,13 @@ def failures(
     if as_json:
         _print_json([report.fields() for report in found])
     elif found:
-        print(*report_lines(str(directory), found, n_groups), sep="\n")
+        print(*report_lines(directory, found, n_groups), sep="\n")
     else:
         print(f"{directory}: no failures")
 
 
 def logs(
-    directory: Dir,
+    directory: SweepPlace,
     trial: Annotated[
         str, typer.Argument(metavar="TRIAL", help="A trial's id, or the beginning of one.")
     ],
@@ -96,37 +99,28 @@ def logs(
     ] = None,
 ) -> None:
     """Print the log of TRIAL, all attempts one after another."""
-    from sweeper.journal import Tally
-    from sweeper.plan import planned_ids
     from sweeper.status.logs import last_lines
-    from sweeper.store.root import Root
 
-    folder = SweepDir(directory).require()
-    root, tally = Root(folder.root()), Tally.read(folder.status, folder.journal)
-    known = dict.fromkeys([*planned_ids(folder.plan), *tally.trials])
-    trial_id = find_trial(trial, known, "TRIAL")
-    label = tally.trials.get(trial_id, {}).get("label", trial_id)  # its id of an older schema
-
-    def parts() -> Parts:
-        return {**root.log_parts(label), **root.log_parts(trial_id)}
-
-    if follow:
-        with _left("left the log; the trial goes on"):
-            _follow(folder, parts, trial_id, lines)
-        return
-    text = b"".join(parts().values()).decode(errors="replace")
+    with _found(directory) as (folder, stored):
+        trial_id, parts = _log_of(folder, directory, trial)
+        if follow:
+            with _left("left the log; the trial goes on"):
+                _follow(_sight(folder, stored, trial_id), folder.root(), parts, trial_id, lines)
+            return
+        text = b"".join(parts().values()).decode(errors="replace")
     if not text:
         _say(f"trial {trial_id} has not logged anything yet")
     _write(last_lines(text, lines))
 
 
-def stop(directory: Dir) -> None:
+def stop(directory: SweepPlace) -> None:
     """Ask the driver of DIR to let its trials checkpoint and end, and wait until it has."""
     from sweeper.status.summary import read_status
     from sweeper.status.text import status_line
     from sweeper.status.watch import stop as ask
 
-    folder = SweepDir(directory).require()
+    folder = _with_journal(directory)
+    _check_here(folder)
     with _left("left the wait; the driver stops all the same"):
         if not ask(folder, _say):
             _say(f"{directory}: no driver, nothing to stop")
@@ -167,25 +161,94 @@ def _left(text: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(place: str, asked: Selectors) -> Iterator[Watch]:
-    """The sweep in a directory, or the one that is kept beside a store."""
-    from sweeper.plan import planned_ids
+def _found(place: str) -> Iterator[tuple[SweepDir, StoredSweep | None]]:
+    """The sweep in a directory; or one of its plan alone, if only its store knows how far it is."""
     from sweeper.planning import stored_at
-    from sweeper.status.stored import StoredSight
-    from sweeper.status.summary import Watch
 
     folder = SweepDir(place)
-    if folder.manifest.is_file():
-        yield Watch(folder, _chosen(folder, asked))
+    is_there = folder.manifest.is_file()
+    stored = _driven_elsewhere(folder) if is_there else stored_at(place)
+    if stored is None:
+        yield folder, None
         return
-    stored = stored_at(place)
     with tempfile.TemporaryDirectory() as scratch:
         folder = SweepDir(scratch)
         stored.bring_up_to_date(folder)
+        yield folder, stored
+
+
+def _driven_elsewhere(folder: SweepDir) -> StoredSweep | None:
+    """What is kept of a directory's sweep beside its store, if a driver elsewhere is at it."""
+    from sweeper.planning import stored_of
+    from sweeper.store.claim import driver_of
+
+    stored = stored_of(folder)
+    if stored is None or folder.driver() is not None or driver_of(stored.objects) is None:
+        return None
+    return stored if stored.manifest() else None
+
+
+@contextlib.contextmanager
+def _watched(place: str, asked: Selectors) -> Iterator[Watch]:
+    """The sweep in a directory, or the one that is kept beside a store."""
+    from sweeper.plan import planned_ids
+    from sweeper.status.summary import Watch
+
+    with _found(place) as (folder, stored):
+        if stored is None:
+            yield Watch(folder, _chosen(folder, asked))
+            return
         ids, configs = planned_ids(folder.plan), planned_configs(folder.plan)
-        seen = StoredSight(stored, ids)
+        seen = _sight(folder, stored, *ids)
         only = chosen(asked, ids, lambda: configs, lambda: seen.look().states)
         yield Watch(folder, only, stored)
+
+
+def _sight(folder: SweepDir, stored: StoredSweep | None, *ids: str) -> Sight | StoredSight:
+    from sweeper.status.states import Sight
+    from sweeper.status.stored import StoredSight
+
+    return Sight(folder, ids) if stored is None else StoredSight(stored, ids)
+
+
+def _with_journal(place: str) -> SweepDir:
+    """The sweep directory itself: a store has no journal, and nobody to ask to stop."""
+    from sweeper.planning import stored_at
+    from sweeper.store.claim import driver_of
+
+    folder = SweepDir(place)
+    if folder.manifest.is_file():
+        return folder
+    driver = driver_of(stored_at(place).objects) or {}
+    hint = "the journal is in the directory of the sweep's last driver"
+    if driver.get("directory"):
+        hint = f"the journal is in `{driver['directory']}` on {driver.get('host', '?')}"
+    raise SweepDirError(place, "a store, which has no journal", "a sweep directory", hint)
+
+
+def _check_here(folder: SweepDir) -> None:
+    """Refuse to stop a driver of another directory, which looks for requests in its own."""
+    from sweeper.store.claim import driver_of, heard, named, stop_line
+
+    stored = _driven_elsewhere(folder)
+    driver = driver_of(stored.objects) if stored else None
+    if driver is not None:
+        found = f"driven by {named(driver)}, {heard(driver)}"
+        hint = stop_line(driver)
+        raise SweepDirError(str(folder.path), found, "a driver is stopped where it is", hint)
+
+
+def _log_of(folder: SweepDir, place: str, trial: str) -> tuple[str, Callable[[], Parts]]:
+    """The id that is meant, and what reads its log; the journal is where the command was asked."""
+    from sweeper.journal import Tally
+    from sweeper.plan import planned_ids
+    from sweeper.store.root import Root
+
+    asked = SweepDir(place)
+    root, tally = Root(folder.root()), Tally.read(asked.status, asked.journal)
+    trial_id = find_trial(trial, dict.fromkeys([*planned_ids(folder.plan), *tally.trials]), "TRIAL")
+    label = tally.trials.get(trial_id, {}).get("label", trial_id)  # its id of an older schema
+    return trial_id, lambda: {**root.log_parts(label), **root.log_parts(trial_id)}
 
 
 def _chosen(folder: SweepDir, asked: Selectors) -> list[str] | None:
@@ -205,12 +268,17 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _follow(folder: SweepDir, log: Callable[[], Parts], trial: str, lines: int | None) -> None:
+def _follow(
+    sight: Sight | StoredSight,
+    root: str,
+    log: Callable[[], Parts],
+    trial: str,
+    lines: int | None,
+) -> None:
     """Print a log until its trial has ended, or nobody is there to go on with it."""
     from sweeper.status.logs import follow
-    from sweeper.status.states import ENDED, Sight
+    from sweeper.status.states import ENDED
 
-    sight = Sight(folder, [trial])
     state = ""
 
     def is_over() -> bool:
@@ -219,6 +287,6 @@ def _follow(folder: SweepDir, log: Callable[[], Parts], trial: str, lines: int |
         state = seen.states[trial]
         return state in ENDED or seen.driver is None
 
-    seconds = BUCKET_SECONDS if "://" in folder.root() else POLL_SECONDS
+    seconds = BUCKET_SECONDS if "://" in root else POLL_SECONDS
     follow(log, lines, _write, is_over, lambda: time.sleep(seconds))
     _say(f"trial {trial} is {state}")

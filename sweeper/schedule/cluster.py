@@ -88,7 +88,7 @@ def joined(
     os.environ.update(_SETTINGS)
     if address != "local":
         os.environ.setdefault(*_PATIENCE)
-    with temporary_folder(Path(tempfile.gettempdir()), "driver") as scratch, _quiet(scratch):
+    with temporary_folder(Path(tempfile.gettempdir())) as scratch, _quiet(scratch):
         import ray
 
         with _signals_kept():

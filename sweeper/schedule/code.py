@@ -46,7 +46,8 @@ def difference(here: Mapping[str, str], drivers: Mapping[str, str]) -> str:
 def own_hash() -> str:
     """SHA-256 of this package's source files as they are now, 16 hex digits."""
     root, found = Path(sweeper.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    paths = (path for path in root.rglob("[!.]*.py") if path.is_file())  # no editor's locks
+    for path in sorted(paths):
         found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
     return found.hexdigest()[:16]
 

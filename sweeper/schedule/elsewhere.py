@@ -56,12 +56,13 @@ def held_elsewhere(
 
     Raises
     ------
-    SweepDirError : another driver holds it, or this is not the directory of that sweep.
+    SweepDirError : another driver holds it, or a part of it, or this is not its directory.
     """
     if root == str(folder.path):
         yield Elsewhere()
         return
     sweep = StoredSweep(root, name)
-    with claimed(sweep.objects) as claim:
+    with claimed(sweep.objects, str(folder.path.absolute())) as claim:
+        sweep.check_rivals()
         sweep.bring_up_to_date(folder, asked)
         yield Elsewhere(sweep, claim)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Literal
 
 from sweeper.attempt import Order, Outcome, Progress, Waiting
+from sweeper.errors import DataError
 from sweeper.schedule.code import own_hash
 from sweeper.schedule.executor import Avoided, Event, Halt, Packed, Retry
 from sweeper.schedule.held import Held, Holders
@@ -143,7 +144,10 @@ class Leases:
             self.drain()
         if sites is not None:
             self._nodes.sees(sites)
-            self._packing.sees(site.kind for site in sites.values())
+            by_fitness: dict[bool, set[str]] = {True: set(), False: set()}
+            for node, site in sites.items():
+                by_fitness[node not in self._nodes.avoided].add(site.kind)
+            self._packing.sees(by_fitness[True], avoided=by_fitness[False])
         self._excuse_silence()
         condemned = self.look()
         nodes, avoided = self._seats.nodes(), self._nodes.avoided
@@ -297,6 +301,9 @@ class Leases:
 
     def _fail(self, held: Held, failure: Failure, is_node_gone: bool = False) -> None:
         order, share, now = held.order, held.share, self._clock()
+        if failure.error == DataError.__name__ and self._nodes.is_known(held.node):
+            self._miss_data(held, failure)
+            return
         if failure.kind == "oom" and self._has_gpus:
             self._demote(held)
         is_larger_left = share.per_gpu > 1 or not self._packing.needed(order.shape, share.kind)
@@ -310,6 +317,13 @@ class Leases:
         self._events.append(Retry(failure, round(delay, 3)))
         first = failure.kind != "oom" and self._failed_on(held, failure, now + delay, is_node_gone)
         self._line.put_later(order, now + delay, first=first)
+
+    def _miss_data(self, held: Held, failure: Failure) -> None:
+        """A node is without the data: that is no failure of the trial's."""
+        self._patience.ends(failure.trial_id, self._clock(), for_good=False)
+        self._events.append(Retry(failure, 0.0))
+        self._line.put_first(held.order)
+        self.unfit(held.node, failure.message)
 
     def _demote(self, held: Held) -> None:
         trial_id, shape, kind = held.order.trial_id, held.order.shape, held.share.kind

@@ -45,9 +45,15 @@ class Packing:
         self._memory: dict[str, int] = {}  # bytes that a GPU of the kind has
         self._kinds: tuple[str, ...] = ("",)
 
-    def sees(self, kinds: Iterable[str]) -> None:
-        """Take note of the kinds that there are; one that goes may come back, and counts on."""
-        self._kinds = tuple(sorted({*self._kinds, *kinds} - {""})) or ("",)
+    def sees(self, kinds: Iterable[str], avoided: Iterable[str] = ()) -> None:
+        """Take note of the kinds that there are; one that goes may come back, and counts on.
+
+        Parameters
+        ----------
+        avoided : kinds of nodes that get no more trials.
+        """
+        known, there = {*self._kinds} - {*avoided}, {*kinds}
+        self._kinds = tuple(sorted((known | there) - {""})) or ("",)
 
     def has(self, kind: str, device_bytes: int) -> None:
         """Take note of how much memory a GPU of this kind has; 0 where that is not known."""

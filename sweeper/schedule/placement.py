@@ -72,11 +72,7 @@ class Placement:
     def want(self, found: Polled, devices: Devices, sites: Mapping[str, Site]) -> None:
         """Add slots for what could run and has none; those without work leave by themselves."""
         with self._lock:
-            asked = Counter(
-                Share(found.kinds.get(slot, share.kind), share.per_gpu)
-                for slot, share in self._given.values()
-                if slot not in found.astray
-            )
+            asked = _asked(self._given.values(), found, devices)
             self._missing = missing_slots(found.demands, asked, found.running, devices)
             self._devices, self._sites, self._avoided = devices, sites, found.avoided
 
@@ -181,6 +177,16 @@ class Placement:
             actor = trial.temporary_state.ray_actor
             if trial.config["slot"] in condemned and actor is not None:
                 ray.kill(actor)
+
+
+def _asked(given: Collection[tuple[int, Share]], found: Polled, devices: Devices) -> Counter[Share]:
+    """The slots that count: what waits for a kind of node that is gone may wait for ever."""
+    return Counter(
+        Share(found.kinds.get(slot, share.kind), share.per_gpu)
+        for slot, share in given
+        if slot not in found.astray
+        and (slot in found.kinds or not share.kind or share.kind in devices.slots)
+    )
 
 
 def _error_of(trial: Any) -> BaseException | None:

@@ -38,12 +38,13 @@ def occupy(
     code : what the driver runs (`code_here`), with these plug-ins.
     """
     with contextlib.ExitStack() as stack:
-        problem = _problem(queue, code, plug_ins)
-        if not problem:
-            try:
-                stack.enter_context(own_surroundings(slot, threads, ray.get_gpu_ids()))
-            except OSError as error:
-                problem = f"there is no place for temporary files: {error}"
+        try:
+            stack.enter_context(own_surroundings(threads, ray.get_gpu_ids()))
+            problem = _problem(queue, code, plug_ins)  # plug-ins see what a trial sees
+        except Exception as error:  # of whatever kind: it is the node's, and no trial's
+            reason = f"its worker could not start: {type(error).__name__}: {error}"
+            ray.get(queue.died.remote(slot, reason, _node()))
+            return
         if problem:
             ray.get(queue.unfit.remote(_node(), problem))
         else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import os
 import shutil
 import tempfile
@@ -19,11 +18,12 @@ from pathlib import Path
 from sweeper.train.sources.on_node import NODE_TMP_VARIABLE, own_folder
 
 _CACHES = {"TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton"}
+_LONGEST_PARENT = 50  # of the 107 characters of a socket's path; `pymp-…/listener-…` has 32
 _LOCK = ".in-use"  # locked for as long as the folder's process lives, whoever kills it
 
 
 @contextmanager
-def own_surroundings(slot: int, threads: int, gpus: Sequence[int | str]) -> Iterator[None]:
+def own_surroundings(threads: int, gpus: Sequence[int | str]) -> Iterator[None]:
     """Give this process its own for as long as it serves as this slot.
 
     Parameters
@@ -40,7 +40,7 @@ def own_surroundings(slot: int, threads: int, gpus: Sequence[int | str]) -> Iter
     node_tmp = os.environ.setdefault(NODE_TMP_VARIABLE, tempfile.gettempdir())
     with contextlib.suppress(OSError):  # then there are the libraries' own places
         _share_caches(own_folder())
-    with temporary_folder(Path(node_tmp), f"slot{slot}") as folder:
+    with temporary_folder(Path(node_tmp)) as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
         try:
             yield
@@ -54,12 +54,17 @@ def _share_caches(folder: Path) -> None:
 
 
 @contextmanager
-def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A folder that goes with this process; what killed ones of this user have left goes first."""
-    prefix = f"sweeper-{_user()}-"
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder that goes with this process; what killed ones of this user have left goes first.
+
+    Its path is short, or in `/tmp`: the sockets of a DataLoader's workers are below it.
+    """
+    if len(str(parent)) > _LONGEST_PARENT:
+        parent = Path("/tmp")
+    prefix = f"sw{os.getuid()}-"
     for left in parent.glob(f"{prefix}*"):
         _remove_if_left(left)
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{name}-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     with (folder / ".new").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / ".new").rename(folder / _LOCK)  # which is therefore never seen without its lock
@@ -74,10 +79,3 @@ def _remove_if_left(folder: Path) -> None:
     with contextlib.suppress(OSError), (folder / _LOCK).open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())

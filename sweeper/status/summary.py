@@ -37,7 +37,8 @@ class Status:
     Parameters
     ----------
     n_planned : trials, those that were asked for.
-    driver : its `host` and `pid`; None when there is none.
+    driver : its `host` and `pid`; None when there is none. As the claim of one elsewhere has it, it
+        may be dead; then also its `directory`, and `t`, when it was heard of.
     is_draining : whether the driver lets its trials checkpoint and then ends.
     trials_per_minute : that ended since the last launch; None without a driver.
     work_left : slot-seconds of the trials that are not complete; None before any was measured.

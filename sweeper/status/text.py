@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sweeper.duration import duration
 from sweeper.status.failures import FailureGroup
 from sweeper.status.summary import Status
+from sweeper.store.claim import heard, named
 
 N_GROUPS = 3  # of failures that are shown
 SILENT_SECONDS = 600.0  # from which on a running trial's silence is worth a word
@@ -46,9 +47,9 @@ def status_line(found: Status) -> str:
 def _driven(found: Status) -> str:
     if found.driver is None:
         return "complete" if found.is_complete else "not running"
-    who = f"process {found.driver.get('pid', '?')} on {found.driver.get('host', '?')}"
     how = "draining, by" if found.is_draining else "driven by"
-    return f"{how} {who}"
+    since = f", {heard(found.driver)}" if "t" in found.driver else ""
+    return f"{how} {named(found.driver)}{since}"
 
 
 def _pace(found: Status) -> str:

@@ -125,7 +125,8 @@ def _check_newest(objects: Objects, trial_id: str, attempt: int) -> None:
     newest = max(attempts(objects, trial_id), default=attempt)
     if newest > attempt:
         found = f"attempt {newest} has taken over from attempt {attempt}"
-        raise StoreError(f"trial {trial_id}", found, "the newest attempt seals a trial")
+        hint = "another driver runs this trial: `sweeper status` of the store shows which"
+        raise StoreError(f"trial {trial_id}", found, "the newest attempt seals a trial", hint)
 
 
 def remove_leftovers(objects: Objects, trial_id: str) -> dict[str, Any]:

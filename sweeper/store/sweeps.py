@@ -7,12 +7,15 @@ its manifest as `sweep.json`, and `driver.json` while there is a driver (see `cl
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from io import BytesIO
 from typing import Any
 
 from sweeper.durable import write_atomically
 from sweeper.errors import SweepDirError
 from sweeper.plan import planned_ids
+from sweeper.store.claim import DRIVER, clear
 from sweeper.store.objects import open_objects
 from sweeper.sweep_dir import SweepDir, manifest_of
 
@@ -20,6 +23,7 @@ SWEEPS = "sweeps"
 N_NAMED = 8  # of the sweeps of one store, in an error
 
 _MANIFEST = "sweep.json"  # so that no folder is taken for a sweep directory
+_SHARE = re.compile(r"(.+)-\d+-of-(\d+)")  # what `shard.named` calls it
 
 
 class StoredSweep:
@@ -98,22 +102,69 @@ class StoredSweep:
         if not self.is_ahead_of(folder):
             return
         manifest = {**self.manifest(), "store": self.root}
-        with contextlib.suppress(FileNotFoundError):
-            write_atomically(folder.grid, self.objects.read(folder.grid.name))
-        try:
-            write_atomically(folder.plan, self.objects.read(folder.plan.name))
-        except FileNotFoundError:
+        plan, grid = self._object(folder.plan.name), self._object(folder.grid.name)
+        if plan is None:
             where = f"{self.objects.location}/{folder.plan.name}"
-            raise SweepDirError(where, "missing", hint="launch with the grid file again") from None
+            raise SweepDirError(where, "missing", hint="launch with the grid file again")
         is_new = not folder.manifest.is_file()
-        if is_new and asked and set(asked).isdisjoint(planned_ids(folder.plan)):
+        if is_new and asked and set(asked).isdisjoint(self._planned(plan)):
             raise SweepDirError(
                 self.objects.location,
                 f"a sweep that has none of the {len(asked):,} trials of this grid",
                 "one sweep of a name in a store",
                 "give the grid another name, or use another --store",
             )
+        if grid is not None:
+            write_atomically(folder.grid, grid)
+        write_atomically(folder.plan, plan)
         folder.write_manifest(manifest)
+
+    def check_rivals(self) -> None:
+        """Refuse to run trials that a driver of a sweep of another name may run, too.
+
+        They are those of a sweep and of its shares, and of shares of another number.
+
+        Raises
+        ------
+        SweepDirError : there is one, and it lives.
+        """
+        for other in drivers(self.root):
+            if _overlap(self.name, other.name):
+                why = f"one driver at a time, and `{self.name}` has trials of `{other.name}`"
+                clear(other.objects, why)
+
+    def _object(self, name: str) -> bytes | None:
+        try:
+            return bytes(self.objects.read(name))
+        except FileNotFoundError:
+            return None
+
+    def _planned(self, plan: bytes) -> list[str]:
+        """The ids in a plan that is kept."""
+        try:
+            return planned_ids(BytesIO(plan))
+        except SweepDirError as error:
+            where = f"{self.objects.location}/plan.parquet"
+            raise SweepDirError(where, error.found, error.allowed, error.hint) from error
+
+
+def drivers(root: str) -> Iterator[StoredSweep]:
+    """The sweeps and shares at the root of a store that have a claim, be it a dead driver's."""
+    for name in sorted(open_objects(root).stamps(SWEEPS, DRIVER)):
+        yield StoredSweep(root, name)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether sweeps or shares of two names may have trials in common."""
+    (sweep, count), (other_sweep, other_count) = _parts(one), _parts(other)
+    is_alike = sweep == other_sweep and count != other_count
+    return one != other and (is_alike or one == other_sweep or other == sweep)
+
+
+def _parts(name: str) -> tuple[str, int]:
+    """The sweep's name and the number of shares, 0 if it is no share."""
+    match = _SHARE.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, 0)
 
 
 def _launches(manifest: Mapping[str, Any]) -> list[Any]:

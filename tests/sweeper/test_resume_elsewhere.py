@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -14,7 +15,7 @@ import torch
 
 from sweeper.plan import planned_ids
 from sweeper.shard import Shard
-from sweeper.store import open_store
+from sweeper.store import claim, open_store
 
 LOCAL = ("--executor", "local", "-y")
 SHORT = {"model": {"name": "fc", "widths": [16]}, "epochs": 1}
@@ -188,16 +189,36 @@ def test_a_place_without_a_sweep_is_refused(here, place: str):
 # --- one driver at a time --------------------------------------------------------------------
 
 
-def leave_claim(store: Path, age: float) -> None:
+def leave_claim(store: Path, age: float = 5.0, name: str = "g", **others: object) -> None:
     """The claim of a driver on another machine, renewed so long ago."""
     found = {"host": "elsewhere", "pid": 4321, "t": time.time() - age, "token": "theirs"}
-    (store / "sweeps/g/driver.json").write_text(json.dumps(found))
+    path = store / "sweeps" / name / "driver.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found | {"directory": "/far/runs/g"} | others))
 
 
-def test_a_second_driver_is_refused_while_the_first_lives(here, seeds, store: Path):
+@pytest.fixture
+def claims(store: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """Whether the driver elsewhere, of the sweep of a name, renews while it is waited for."""
+    lives: dict[str, bool] = {}
+
+    def pause(seconds: float) -> None:
+        for name in lives:
+            if lives[name]:
+                leave_claim(store, name=name, n=time.monotonic_ns())
+
+    monkeypatch.setattr(claim, "_pause", pause)
+    return lives
+
+
+HELD = "held by another driver, process 4321 on elsewhere"
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(here, seeds, store: Path, claims):
     grid = seeds(2)
     here("launch", grid, "--store", store, "--sweep-dir", "one", "--limit", "1", *LOCAL)
-    leave_claim(store, age=5.0)
+    claims["g"] = True
+    leave_claim(store)
     for command in (
         ("launch", grid, "--store", store, "--sweep-dir", "two"),
         ("launch", grid, "--sweep-dir", "one"),
@@ -206,20 +227,103 @@ def test_a_second_driver_is_refused_while_the_first_lives(here, seeds, store: Pa
     ):
         refused = here(*command, *LOCAL)
         assert refused.returncode == 2
-        assert f"{store}/sweeps/g: held by another driver, process 4321 on elsewhere" in (
-            refused.stderr
-        )
-        assert "another can take over in 5" in refused.stderr
+        assert f"{store}/sweeps/g: {HELD}" in refused.stderr
+        assert "`sweeper stop /far/runs/g` on elsewhere" in refused.stderr
     assert not Path("three").exists()
     assert len(digests(store)) == 1
-    shown = here("status", store).stdout.splitlines()
-    assert shown[0] == f"{store}: 2 trials, driven by process 4321 on elsewhere"
-    counts = json.loads(here("status", store, "--json", "--state", "waiting").stdout)["counts"]
-    assert (counts["complete"], counts["waiting"]) == (0, 1)
 
-    leave_claim(store, age=500.0)
-    assert here("resume", store, *LOCAL).returncode == 0
+    claims["g"] = False
+    resumed = here("resume", store, *LOCAL)
+    assert resumed.returncode == 0
+    assert resumed.stderr.count("waiting up to 60 s") == 1
     assert not (store / "sweeps/g/driver.json").exists()
+
+
+def test_a_sweep_and_a_share_of_it_are_not_driven_at_once(here, seeds, store: Path, claims):
+    grid = seeds(2)
+    launch = ("launch", grid, "--store", store, *LOCAL)
+    for theirs, ours, name in (
+        ("g", ("--shard", "1/2"), "g-1-of-2"),
+        ("g-1-of-2", (), "g"),
+        ("g-1-of-4", ("--shard", "1/2"), "g-1-of-2"),
+    ):
+        claims[theirs] = True
+        leave_claim(store, name=theirs)
+        refused = here(*launch, *ours)
+        assert refused.returncode == 2
+        assert f"sweeps/{theirs}: {HELD}" in refused.stderr
+        assert f"one driver at a time, and `{name}` has trials of `{theirs}`" in refused.stderr
+        assert not (store / f"sweeps/{name}/driver.json").exists()
+        claims.clear()
+        (store / f"sweeps/{theirs}/driver.json").unlink()
+    claims["g-1-of-2"] = True
+    leave_claim(store, name="g-1-of-2")
+    assert here(*launch, "--shard", "2/2").returncode == 0
+    claims["g-1-of-2"] = False
+    assert here(*launch).returncode == 0, "that driver is dead"
+    assert len(digests(store)) == 2
+
+
+@pytest.mark.parametrize("age", [5.0, 7200.0, -7200.0])
+def test_a_driver_elsewhere_is_shown_and_is_stopped_there(here, seeds, store: Path, age: float):
+    here("launch", seeds(2), "--store", store, "--sweep-dir", "one", "--limit", "1", *LOCAL)
+    assert here("status", "one").stdout.startswith("one: 2 trials, not running")
+    leave_claim(store, age)
+    for place in ("one", str(store)):
+        said = here("status", place).stdout.splitlines()[0]
+        assert said.startswith(f"{place}: 2 trials, driven by process 4321 on elsewhere, heard of")
+        found = json.loads(here("status", place, "--json", "--state", "waiting").stdout)
+        assert (found["counts"]["complete"], found["counts"]["waiting"]) == (0, 1)
+        assert (found["driver"]["host"], found["driver"]["pid"]) == ("elsewhere", 4321)
+    refused = here("stop", "one")
+    assert refused.returncode == 2
+    assert "one: driven by process 4321 on elsewhere, heard of" in refused.stderr
+    assert "hint: `sweeper stop /far/runs/g` on elsewhere" in refused.stderr
+    assert not Path("one/stop.request").exists()
+
+
+def test_whom_nobody_hears_of_is_not_watched_for_good(here, seeds, store: Path, monkeypatch):
+    here("launch", seeds(1), "--store", store, "--sweep-dir", "one", *LOCAL)
+    leave_claim(store)
+    passed = itertools.count(0, 25)
+    monkeypatch.setattr("sweeper.status.stored.time.monotonic", lambda: float(next(passed)))
+    monkeypatch.setattr("sweeper.status.watch.watch.__defaults__", (lambda seconds: None,))
+    *lines, _ = here("status", "one", "--watch").stdout.splitlines()
+    assert lines[-1] == "one: 1 trials, complete"
+    assert len(lines) > 2
+
+
+def test_what_writes_into_a_store_waits_for_no_driver(here, seeds, store: Path, grid_file):
+    here("launch", seeds(1), "--store", store, "--sweep-dir", "one", *LOCAL)
+    leave_claim(store, age=5000.0, name="other")
+    before = digests(store)
+    for place in ("one", store, store / "predictions.zarr"):
+        for command in (("verify", "--repair"), ("seal",)):
+            refused = here(command[0], place, *command[1:])
+            assert refused.returncode == 2
+            assert f"{store}/sweeps/other: {HELD}, heard of 1 h 2" in refused.stderr
+    assert here("verify", "one").returncode == 0, "it only reads"
+    (store / "sweeps/other/driver.json").unlink()
+    assert here("verify", "one", "--repair").returncode == 0
+    assert digests(store) == before
+
+
+def test_a_store_has_logs_and_no_journal(here, seeds, store: Path):
+    here("launch", seeds(1), "--store", store, "--sweep-dir", "one", *LOCAL)
+    (trial,) = digests(store)
+    assert "snapshot" in here("logs", "one", trial).stdout
+    for place in (str(store), f"file://{store}"):
+        assert here("logs", place, trial).stdout == here("logs", "one", trial).stdout
+        for command in ("failures", "stop"):
+            refused = here(command, place)
+            assert refused.returncode == 2
+            assert f"{place}: a store, which has no journal" in refused.stderr
+            assert "hint: the journal is in the directory of the sweep's" in refused.stderr
+    followed = here("logs", store, trial, "--follow")
+    assert (followed.returncode, followed.stderr) == (0, f"trial {trial} is complete\n")
+    leave_claim(store)
+    refused = here("failures", store)
+    assert "hint: the journal is in `/far/runs/g` on elsewhere" in refused.stderr
 
 
 def test_a_sweep_with_its_store_has_no_claim(here, seeds):

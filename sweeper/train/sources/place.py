@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sweeper.durable import PARTIAL, sync_folder
-from sweeper.errors import ConfigError
+from sweeper.errors import DataError
 
 ROOT_VARIABLE = "SWEEPER_DATA"
 
@@ -26,11 +26,11 @@ def require(name: str, place: Path, absent: list[str], remedy: str = "") -> None
 
     Raises
     ------
-    ConfigError : it says where it looked, and the command that puts the files there.
+    DataError : it says where it looked, and the command that puts the files there.
     """
     if absent:
         is_begun = place.is_dir() and any(place.iterdir())
-        raise ConfigError(
+        raise DataError(
             "name",
             f"`{place}` is without `{absent[0]}`" if is_begun else f"`{name}` is not in `{place}`",
             f"data sets are in ${ROOT_VARIABLE}, else in `data` where sweeper is started",

@@ -67,6 +67,7 @@ def test_the_source_is_hashed_as_it_is_on_the_disk(tmp_path: Path):
     before = hashed()
     (copy / "__pycache__").mkdir(exist_ok=True)
     (copy / "notes.txt").write_text("no code")
+    (copy / ".#loop.py").symlink_to("an editor's lock")
     assert hashed() == before
     changed = copy / "schedule" / "code.py"
     changed.write_text(changed.read_text() + "\n# a comment\n")

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 
 from sweeper.attempt import Order, Outcome, Progress, Waiting
+from sweeper.errors import DataError
 from sweeper.schedule.executor import Avoided, Halt, Packed, Retry
 from sweeper.schedule.leases import LEASE_SECONDS, NODE_IS_GONE, Leases
 from sweeper.schedule.nodes import ELSEWHERE_SECONDS, Site
@@ -1116,6 +1117,44 @@ def test_a_node_with_other_code_is_avoided_at_once_and_costs_no_trial_anything(t
     assert leases.poll(False).events == []
     assert leases.lease(0, "p", 1, "x") == "leave"
     assert leases.lease(1, "p", 1, "y").trial_id == "a"
+
+
+def without_data(trial: str) -> Failure:
+    return Failure.of(trial, DataError("data.name", "`cifar10` is not in `/data`"))
+
+
+def test_a_node_without_the_data_is_avoided_and_costs_no_trial_anything(two_nodes):
+    leases = two_nodes("a")
+    assert leases.lease(0, "p", 1, "x").trial_id == "a"
+    leases.report(0, without_data("a"))
+    retry, avoided = leases.poll(False).events
+    assert isinstance(retry, Retry)
+    assert isinstance(avoided, Avoided)
+    assert "`cifar10` is not in `/data`" in avoided.reason
+    assert leases.lease(0, "q", 1, "x") == "leave"
+    assert leases.lease(1, "p", 1, "y").trial_id == "a"
+    leases.report(1, broken("a"))  # has the budget of a first failure
+    assert [type(event) for event in leases.take_events()] == [Retry]
+
+
+def test_when_the_data_is_nowhere_it_says_so_and_no_trial_has_failed(two_nodes):
+    leases = two_nodes("a")
+    for slot, node in enumerate("xy"):
+        leases.lease(slot, "p", 1, node)
+        leases.report(slot, without_data("a"))
+    found = leases.poll(False)
+    assert "`cifar10` is not in `/data`" in found.barren
+    assert not any(isinstance(event, Failure) for event in found.events)
+
+
+def test_a_kind_that_is_avoided_everywhere_is_not_waited_for(make_leases):
+    leases = make_leases(*shaped(a=1), rules=Rules(packed={"a": {"A": 0, "B": 1}}), has_gpus=True)
+    leases.poll(False, TWO_KINDS)
+    leases.unfit("large", "other code")
+    leases.poll(False, TWO_KINDS)
+    assert leases.lease(0, "p", 1, "small").trial_id == "a0"  # and if it fails, then for good
+    leases.report(0, Failure("a0", "oom", "OutOfMemoryError", "CUDA out of memory"))
+    assert isinstance(leases.take_events()[-1], Failure)
 
 
 def test_when_no_node_is_fit_it_says_why_as_soon_as_nothing_runs(two_nodes):

@@ -47,6 +47,19 @@ TWO = {"x": Site("host x", "A"), "y": Site("host y", "B")}
 ANY = Demand((Share("A", 2), Share("B", 4)), 9)
 
 
+def test_a_slot_that_waits_for_a_kind_that_is_gone_takes_nobodys_place(placement: Placement):
+    one, devices = Demand((Share("A"), Share("B")), 1), Devices({"A": 1, "B": 1}, {"A": 1, "B": 1})
+    placement.want(polled(one), devices, TWO)
+    (config,) = slots_of(placement)
+    assert config["kind"] == "A"
+    placement.want(polled(one), devices, TWO)
+    assert slots_of(placement, 1) == []  # the first is still to come
+    left = Devices({"B": 1}, {"B": 1})
+    placement.want(polled(one), left, {"y": TWO["y"]})
+    (config,) = slots_of(placement, 1)
+    assert config["gpus"] == 1
+
+
 def test_without_gpus_a_slot_asks_for_processors_alone(placement: Placement):
     placement.want(polled(Demand((Share(),), 2)), Devices({"": 5}), {"x": Site("x")})
     for config in slots_of(placement):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from sweeper.errors import SweepDirError
-from sweeper.store.sweeps import StoredSweep, find_sweep
+from sweeper.plan import Size, make_plan, write_plan
+from sweeper.store.sweeps import StoredSweep, _overlap, find_sweep
 from sweeper.sweep_dir import SweepDir
 
 
@@ -88,6 +89,39 @@ def test_another_sweep_is_left_alone(root: str, tmp_path: Path):
     with pytest.raises(SweepDirError, match="not the sweep that is kept in"):
         sweep.bring_up_to_date(other)
     assert contents(other) == before
+
+
+def test_what_is_refused_leaves_the_directory_as_it_was(root: str, tmp_path: Path):
+    sweep, kept = StoredSweep(root, "x"), written(tmp_path / "a", 1)
+    write_plan(kept.plan, make_plan([], (), lambda config: Size(1, 1, 1)))
+    sweep.keep(kept)
+    folder = SweepDir(tmp_path / "b")
+    folder.path.mkdir()
+    folder.grid.write_text("mine")
+    folder.plan.write_text("mine, too")
+    with pytest.raises(SweepDirError, match="none of the 1 trials of this grid"):
+        sweep.bring_up_to_date(folder, ["t1"])
+    sweep.objects.write("plan.parquet", b"damaged")
+    with pytest.raises(SweepDirError, match=r"x/plan\.parquet: no readable plan"):
+        sweep.bring_up_to_date(folder, ["t1"])
+    assert (folder.grid.read_text(), folder.plan.read_text()) == ("mine", "mine, too")
+    assert not folder.manifest.exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "may"),
+    [
+        ("g", "g-1-of-2", True),
+        ("g-1-of-2", "g-1-of-4", True),
+        ("g-1-of-2", "g-2-of-2", False),
+        ("g-1-of-2", "g-1-of-2", False),  # that is one claim
+        ("g", "h-1-of-2", False),
+        ("g", "h", False),
+        ("g-1-of-2", "g-1-of-2-3-of-4", True),  # a sweep may be called so
+    ],
+)
+def test_which_names_may_have_trials_in_common(one: str, other: str, may: bool):
+    assert _overlap(one, other) is _overlap(other, one) is may
 
 
 def test_what_is_damaged_is_said(root: str, tmp_path: Path):
