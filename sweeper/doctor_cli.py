@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sweeper.errors import SweeperError
-from sweeper.options import Address, Json, StoreOption, SweepDirOption
+from sweeper.options import Address, Json, Set, StoreOption, SweepDirOption
 from sweeper.planning import plan_grid, root_of
 from sweeper.sweep_dir import SweepDir
 
@@ -31,6 +31,7 @@ def doctor(
     address: Address = None,
     sweep_dir: SweepDirOption = None,
     store: StoreOption = None,
+    set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Look for what would stop a sweep, here or on every node of a cluster, and how to cure it.
@@ -44,7 +45,7 @@ def doctor(
         from sweeper.schedule.driver import threads_per_trial
 
         assert grid is not None
-        _, made, folder, _ = plan_grid(grid, sweep_dir, store, None, MAX_TRIALS, True)
+        _, made, folder, _ = plan_grid(grid, sweep_dir, store, set_, MAX_TRIALS, True)
         return made, folder.root(root_of(store)), threads_per_trial(folder)
 
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints is no finding

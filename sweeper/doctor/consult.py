@@ -58,7 +58,7 @@ def consult(
             here += run_checks({"room": lambda: check_plan(made, place)}, NODE_SECONDS)
         question = Question.of(made, threads, mark)
         if address is None:
-            here += _gpus_for(made, _n_gpus_here())
+            here += _gpus_for(made, _n_gpus_here)
             return {HERE: here + examine(question).findings}, 1
         there = _on_cluster(address, question)
     here += _cluster(list(there), made, threads)
@@ -104,10 +104,10 @@ def check_plan(made: Plan, root: str) -> Iterator[Finding]:
         yield passed("room", text)
 
 
-def _gpus_for(made: Plan | None, n_gpus: int) -> list[Finding]:
+def _gpus_for(made: Plan | None, n_gpus: Callable[[], int]) -> list[Finding]:
     def check() -> Iterator[Finding]:
         if made is not None:
-            check_devices(made.todo, n_gpus)
+            check_devices(made.todo, n_gpus())
         yield from ()
 
     return run_checks({"precision": check}, NODE_SECONDS)
@@ -139,4 +139,4 @@ def _cluster(nodes: Sequence[Node], made: Plan | None, threads: int) -> list[Fin
     if not n_slots:
         cure = "start Ray with `--num-cpus`; a cluster that grows starts nodes for `--slots N`"
         return [warned("cluster", f"{text}: no node has {threads} processors for a slot", cure)]
-    return [passed("cluster", text), *_gpus_for(made, n_gpus)]
+    return [passed("cluster", text), *_gpus_for(made, lambda: n_gpus)]

@@ -64,7 +64,7 @@ def attempt(name: str, check: Check) -> list[Finding]:
         where = f"{error.filename}: " if error.filename else ""
         cure = "check that the path is right, may be used, and has room"
         found.append(failed(name, f"{where}{error.strerror or error}", cure))
-    except Exception as error:  # of whatever kind: the other checks go on
+    except (Exception, SystemExit) as error:  # of whatever kind: the other checks go on
         said = " ".join(str(error).split())
         cure = _INSTALL if isinstance(error, ImportError) else ""
         found.append(failed(name, f"the check ended with {type(error).__name__}: {said}", cure))

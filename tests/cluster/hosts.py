@@ -80,13 +80,14 @@ class Network:
         self._up[name], self._started[name] = contextlib.ExitStack(), []
         pid = self._up[name].enter_context(_namespaces(_INIT, *_OF_A_HOST, name=name))
         self._ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
-        _ip(pid, "address", "add", f"{address}/24", "dev", "eth0")
-        _ip(pid, "link", "set", "eth0", "up")
+        host = Host(name, address, pid, tmp)
+        ip(host, "address", "add", f"{address}/24", "dev", "eth0")
+        ip(host, "link", "set", "eth0", "up")
         # To nowhere; but programs ask for the way out in order to learn their own address.
-        _ip(pid, "route", "add", "default", "via", f"{PREFIX}254")
+        ip(host, "route", "add", "default", "via", f"{PREFIX}254")
         self.heal(name)
         self._ip("link", "set", name, "up")
-        return Host(name, address, pid, tmp)
+        return host
 
     def start(
         self, host: Host, *command: str, cwd: Path, out: Path, **variables: str
@@ -114,7 +115,7 @@ class Network:
 
     def kill(self, name: str) -> None:
         """Switch a host off, with all that runs there."""
-        self.cut(name)  # not a word of farewell
+        self._ip("link", "delete", name)  # first: not a word of farewell
         self._up.pop(name).close()
         for process in self._started.pop(name):
             process.wait()
@@ -166,6 +167,11 @@ def _namespaces(script: str, *kinds: str, name: str = "host") -> Iterator[int]:
             yield int(forked[0]) if "--fork" in kinds else process.pid
         finally:
             process.kill()
+
+
+def ip(host: Host, *arguments: str) -> None:
+    """Run `ip` on a host."""
+    _ip(host.pid, *arguments)
 
 
 def _ip(pid: int, *arguments: str) -> None:

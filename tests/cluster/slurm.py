@@ -1,13 +1,22 @@
-"""A Slurm cluster of several nodes on this machine: munged, slurmctld, and a slurmd a node."""
+"""A Slurm cluster of several nodes on this machine: munged, slurmctld, and a slurmd a node.
+
+The daemons are started by a keeper, which is this file run as a program. Whatever they and their
+jobs leave behind becomes its child, and when the process that made it ends, in whichever way, it
+kills them all and removes their folders.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +25,14 @@ from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 
+JOBS = 1000  # that a cluster may have; by their numbers it does not get in another's way
+
 # One processor a node, and requeued jobs wait 5 s. `urgent` preempts with 25 s of grace.
 _CONF = """\
 ClusterName=sweeper
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
+FirstJobId={first}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -114,65 +126,51 @@ class Slurm:
 def slurm(n_nodes: int) -> Iterator[Slurm]:
     """A cluster of so many nodes with one processor each, `n1`, `n2`, …; all of it ends with it."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a socket's path must be short
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        yield _brought_up(folder, n_nodes, started)
-    finally:
-        for process in reversed(started):
-            process.terminate()
-        for process in reversed(started):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    first, conf = JOBS * (1 + secrets.randbelow(60_000)), folder / "slurm.conf"
+    environment = {**os.environ, "SLURM_CONF": str(conf)}
+    with subprocess.Popen(
+        [sys.executable, __file__, str(folder), str(first)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # or what ends a test's process group would end it, too
+    ) as keeper:
+        assert keeper.stdin is not None
+        conf.write_text(_conf(folder, first, n_nodes))
+        for command in _daemons(folder, n_nodes):
+            print(json.dumps(command), file=keeper.stdin, flush=True)
+        found = Slurm(folder, environment)
+        _wait_for(lambda: found.run("sinfo", "-h", "-o", "%T %D"), f"idle {n_nodes}", found)
+        yield found
 
 
-def _brought_up(folder: Path, n_nodes: int, started: list[subprocess.Popen[bytes]]) -> Slurm:
+def _names(n_nodes: int) -> list[str]:
+    return [f"n{index + 1}" for index in range(n_nodes)]
+
+
+def _conf(folder: Path, first: int, n_nodes: int) -> str:
     ports = _free_ports(1 + n_nodes)
     host = socket.gethostname().partition(".")[0]
-    names = [f"n{index + 1}" for index in range(n_nodes)]
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 State=UNKNOWN"
-        for name, port in zip(names, ports[1:], strict=True)
+        for name, port in zip(_names(n_nodes), ports[1:], strict=True)
     )
-    conf = folder / "slurm.conf"
-    conf.write_text(_CONF.format(host=host, ports=ports, folder=folder, nodes=nodes))
-    (folder / "state").mkdir()
-    _start_munge(folder, started)
-    environment = {**os.environ, "SLURM_CONF": str(conf)}
-    for name in names:
-        (folder / f"spool.{name}").mkdir()
-    commands = [["slurmctld", "-D"], *(["slurmd", "-D", "-N", name] for name in names)]
-    for command in commands:
-        _start(folder, command, started, environment)
-    found = Slurm(folder, environment)
-    _wait_for(lambda: found.run("sinfo", "-h", "-o", "%T %D"), f"idle {n_nodes}", found)
-    return found
+    return _CONF.format(host=host, ports=ports, folder=folder, first=first, nodes=nodes)
 
 
-def _start_munge(folder: Path, started: list[subprocess.Popen[bytes]]) -> None:
-    """A munged with a key and a socket of its own."""
+def _daemons(folder: Path, n_nodes: int) -> Iterator[list[str]]:
+    """The command of each, in their order. Munge's has a key and a socket of its own."""
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
     paths = {name: f"--{name}={folder}/munge.{name}" for name in ("socket", "pid-file", "log-file")}
     seed = f"--seed-file={folder}/munge.seed"
-    command = ["munged", "--foreground", "--force", f"--key-file={key}", *paths.values(), seed]
-    _start(folder, command, started, os.environ)
-
-
-def _start(
-    folder: Path,
-    command: Sequence[str],
-    started: list[subprocess.Popen[bytes]],
-    environment: Mapping[str, str],
-) -> None:
-    path = _path(command[0])
-    assert path is not None
-    with (folder / f"{command[0]}.out").open("ab") as out:
-        started.append(
-            subprocess.Popen([path, *command[1:]], env=environment, stdout=out, stderr=out)
-        )
+    yield ["munged", "--foreground", "--force", f"--key-file={key}", *paths.values(), seed]
+    (folder / "state").mkdir()
+    yield ["slurmctld", "-D"]
+    for name in _names(n_nodes):
+        (folder / f"spool.{name}").mkdir()
+        yield ["slurmd", "-D", "-N", name]
 
 
 def _wait_for(ask: Callable[[], str], wanted: str, found: Slurm) -> None:
@@ -195,3 +193,46 @@ def _free_ports(n: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+# --- the keeper ------------------------------------------------------------------------------
+
+
+def _keep(folder: Path, first: int) -> None:
+    """Start the commands that are read, a line each; after the last leave nothing of them."""
+    adopt = 36  # PR_SET_CHILD_SUBREAPER
+    assert ctypes.CDLL(None).prctl(adopt, 1, 0, 0, 0) == 0
+    # Handlers, since what is ignored would be so in the daemons, too.
+    signal.signal(signal.SIGCHLD, lambda *_: _collect())
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    for line in sys.stdin:
+        _start(folder, json.loads(line))
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while pids := children.read_text().split():
+        for pid in pids:  # whose own children come next
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.05)
+        _collect()
+    rays = Path("/tmp").glob(f"sw-{os.getuid()}-{first // JOBS}[0-9][0-9][0-9]")
+    for path in (folder, *rays):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _collect() -> None:
+    """Take note of the children that have ended, adopted ones included."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
+
+
+def _start(folder: Path, command: Sequence[str]) -> None:
+    path = _path(command[0])
+    assert path is not None
+    with (folder / f"{command[0]}.out").open("ab") as out:
+        subprocess.Popen([path, *command[1:]], stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+
+
+if __name__ == "__main__":
+    _keep(Path(sys.argv[1]), int(sys.argv[2]))

@@ -122,15 +122,15 @@ def test_a_job_that_its_time_limit_cuts_off_is_requeued_and_ends_as_if_undisturb
 ):
     folder = runs / "paced"
     limits = ["--nodes=2", "--time=10", "--signal=B:USR1@120"]
-    script = ["launch/slurm.sbatch", "grids/paced.yaml"]
+    script = ["launch/slurm.sbatch", "grids/paced.yaml", "--checkpoint-every", "1"]
     job = cluster.submit(project, *limits, *script, **PACED)
     log = folder / f"slurm-{job}.log"
-    until(lambda: len(events(folder, "started")) >= 2, 100, log)
+    until(lambda: len(list(folder.glob("checkpoints/*/*.pt"))) >= 2, 300, log)  # steps were made
     _, minutes, _ = cluster.job(job)["RunTime"].split(":")
     cluster.limit(job, int(minutes) + 2)  # so that the signal is due, which comes twice a minute
-    until(lambda: cluster.job(job)["Restarts"] == "1", 100, log)
+    until(lambda: cluster.job(job)["Restarts"] == "1", 200, log)
     cluster.limit(job, 10)
-    ended = cluster.wait(job, ["COMPLETED", "FAILED"], 150)
+    ended = cluster.wait(job, ["COMPLETED", "FAILED"], 300)
 
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), log.read_text()
     assert digests(folder) == undisturbed
@@ -151,8 +151,9 @@ def test_the_tasks_of_an_array_run_the_sweep_between_them(
 ):
     script = ["launch/slurm-array.sbatch", "grids/paced.yaml"]
     job = cluster.submit(project, "--array=0-1", "--time=10", *script, GRACE="30")
-    ended = [cluster.wait(f"{job}_{task}", ["COMPLETED", "FAILED"], 120) for task in (0, 1)]
-    assert [task["JobState"] for task in ended] == ["COMPLETED", "COMPLETED"]
+    ended = [cluster.wait(f"{job}_{task}", ["COMPLETED", "FAILED"], 300) for task in (0, 1)]
+    logs = [path.read_text() for path in runs.glob("paced-*/slurm-*.log")]
+    assert [task["JobState"] for task in ended] == ["COMPLETED", "COMPLETED"], "\n".join(logs)
     first, second = (digests(runs / f"paced-{share}-of-2") for share in (1, 2))
     assert first
     assert second
@@ -167,17 +168,17 @@ def test_a_preempted_job_makes_room_and_comes_back_and_a_stopped_one_does_not(
     job = cluster.submit(project, "--time=30", *script, **PACED)
     folder = runs / "paced"
     log = folder / f"slurm-{job}.log"
-    until(lambda: list(folder.glob("checkpoints/*/*.pt")), 100, log)
+    until(lambda: list(folder.glob("checkpoints/*/*.pt")), 300, log)
     urgent = ["--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap", "true"]
-    cluster.wait(cluster.submit(project, *urgent), ["COMPLETED"], 60)
-    until(lambda: len(events(folder, "started")) == 2, 90, log)
+    cluster.wait(cluster.submit(project, *urgent), ["COMPLETED"], 150)
+    until(lambda: len(events(folder, "started")) == 2, 200, log)
     assert cluster.job(job)["Restarts"] == "1"
     assert [event["reason"] for event in events(folder, "ended")] == ["stopped"]
     (stopped,) = events(folder, "stopped")
     assert events(folder, "started")[1]["step"] == stopped["steps"] > 0
 
     subprocess.run([SWEEPER, "stop", "runs/paced"], cwd=project, check=True, capture_output=True)
-    ended = cluster.wait(job, ["COMPLETED", "FAILED", "PENDING"], 60)
+    ended = cluster.wait(job, ["COMPLETED", "FAILED", "PENDING"], 150)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "4:0"), log.read_text()
     check_nothing_is_left(job)
 
@@ -186,6 +187,6 @@ def test_what_is_wrong_with_a_grid_ends_its_job_with_the_sweeps_own_code(
     cluster: Slurm, project: Path, runs: Path
 ):
     job = cluster.submit(project, "--time=30", "launch/slurm.sbatch", "grids/none.yaml")
-    ended = cluster.wait(job, ["COMPLETED", "FAILED"], 90)
+    ended = cluster.wait(job, ["COMPLETED", "FAILED"], 200)
     assert (ended["ExitCode"], ended["Restarts"]) == ("2:0", "0")
     assert "grids/none.yaml: " in (runs / "none" / f"slurm-{job}.log").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -41,6 +42,24 @@ def test_this_machine_is_looked_at_and_shown(here, doctor):
     assert shown.returncode == done.returncode
     assert "\x1b" not in shown.stdout
     assert "  pass  python " in shown.stdout
+
+
+@pytest.mark.parametrize("kind", ["ImportError", "OSError"])
+def test_a_pytorch_that_cannot_be_imported_is_a_finding_among_others(tmp_path, kind):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(f"raise {kind}('libcudart.so.13: no such')")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "sweeper", "doctor", "--json"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (2, "")
+    found = {row["check"]: row for row in json.loads(done.stdout)["findings"]}
+    assert found["torch"]["verdict"] == "fail"
+    assert "libcudart.so.13" in found["torch"]["text"]
+    assert found["python"]["verdict"] == "pass"
 
 
 def test_without_torch_and_ray_it_says_what_is_missing():
