@@ -13,7 +13,10 @@ from sweeper.errors import SweeperError
 
 ANSWER_SECONDS = 10.0  # in which something must answer at the address
 
-_TRIES = "RAY_gcs_server_port_wait_time_s"  # how often Ray tries to reach a head, 41 s each
+_SETTINGS = {
+    "RAY_gcs_server_port_wait_time_s": "1",  # how often it is tried to reach a head, 41 s each
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # our variables beside those that a job was submitted with
+}
 
 
 def join(address: str, **options: Any) -> None:
@@ -27,15 +30,15 @@ def join(address: str, **options: Any) -> None:
     Raises
     ------
     SweeperError : none answers there, or it lets this process not in, or not from this host.
-    RuntimeError : what else Ray meets.
+    RuntimeError, ray.exceptions.RayError : what else Ray meets.
     """
     import ray
 
     _check_answers(address)
     try:
-        with _one_try():
+        with _settings():
             ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         refusal = _refusal(address, error)
         if refusal is None:
             raise
@@ -43,15 +46,15 @@ def join(address: str, **options: Any) -> None:
 
 
 @contextmanager
-def _one_try() -> Iterator[None]:
-    """Have Ray try once to reach a head, and not twenty times without a word."""
-    given = os.environ.get(_TRIES)
-    os.environ[_TRIES] = given or "1"
+def _settings() -> Iterator[None]:
+    """What Ray reads while it joins, unless the user says otherwise."""
+    ours = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
+    os.environ.update(ours)
     try:
         yield
     finally:
-        if given is None:
-            del os.environ[_TRIES]
+        for name in ours:
+            del os.environ[name]
 
 
 def _refusal(address: str, error: Exception) -> SweeperError | None:
@@ -67,7 +70,7 @@ def _refusal(address: str, error: Exception) -> SweeperError | None:
         found = f"no node of the cluster at `{address}` runs on this host"
         hint = "start it on one of them; `ray start --address … --num-cpus 0` makes this one"
         return SweeperError("--address", found, "a host that is one of the cluster's", hint)
-    if isinstance(error, RuntimeError):
+    if not isinstance(error, (ConnectionError, ValueError)):
         return None
     first = next(iter(str(error).strip().splitlines()), type(error).__name__)
     last = str(error.__cause__ or "").strip().splitlines()[-1:]
