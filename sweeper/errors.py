@@ -59,11 +59,11 @@ class SweeperError(Exception):
 class ConfigError(SweeperError):
     """A trial's configuration is not one that can be run."""
 
+    usual_hint = "`sweeper plan GRID` checks every trial of a grid and runs nothing"
+
 
 class DataError(ConfigError):
     """The data that a trial needs is not on this machine, and may be on another."""
-
-    usual_hint = "`sweeper plan GRID` checks every trial of a grid and runs nothing"
 
 
 class ExpressionError(SweeperError):
