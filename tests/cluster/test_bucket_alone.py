@@ -17,6 +17,7 @@ import pytest
 
 from sweeper.journal import read_events
 from sweeper.store import open_store
+from sweeper.store.objects import open_objects
 from sweeper.store.root import Root
 from sweeper.store.verify import verify
 from tests.faults.machines import Machines, machines
@@ -32,7 +33,7 @@ base:
   data.name: digits
   model: {{name: fc, widths: [64, 64]}}
   optim: {{name: sgd, lr: 0.1, batch_size: 16}}
-  epochs: 40
+  epochs: 240  # a driver that lives is known within 20 s, in which not all may complete
   record.schedule: log
 axes:
   seed: {{range: [0, {N_TRIALS}]}}
@@ -115,15 +116,15 @@ def test_a_sweep_whose_driver_is_killed_goes_on_from_the_bucket_alone(
     address = ("--address", cluster.address)
     options = (*address, "--checkpoint-every", "1s")
     first = start("first", "launch", grid, "--store", s3_url, *options)
-    predictions = Root(s3_url).predictions
-    wait_until(lambda: len(predictions.names("trials")) >= 2, first)
+    predictions, claim = Root(s3_url).predictions, open_objects(f"{s3_url}/sweeps/alone")
+    wait_until(lambda: claim.exists("driver.json"), first)
 
     code, said = start("second", "resume", s3_url, *address).ended()
     assert code == 2
     assert f"{s3_url}/sweeps/alone: held by another driver, process {first.process.pid}" in said
     assert not list((tmp_path / "second").iterdir()), "nothing was made"
 
-    assert first.process.poll() is None
+    wait_until(lambda: len(predictions.names("trials")) >= 2, first)
     first.kill()
     done = set(open_store(s3_url).complete_ids())
     assert 0 < len(done) < N_TRIALS, "killed in the middle of it"

@@ -69,7 +69,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     (folder / "data").mkdir()
     with cluster(tmp_path_factory.mktemp("said")) as found:
         found.start("head")
-        found.start("one", "two", n_cpus=1)
+        found.start("one", "two")
         yield Lab(found, folder)
 
 
