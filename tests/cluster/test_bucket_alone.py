@@ -116,8 +116,8 @@ def test_a_sweep_whose_driver_is_killed_goes_on_from_the_bucket_alone(
     address = ("--address", cluster.address)
     options = (*address, "--checkpoint-every", "1s")
     first = start("first", "launch", grid, "--store", s3_url, *options)
-    predictions, claim = Root(s3_url).predictions, open_objects(f"{s3_url}/sweeps/alone")
-    wait_until(lambda: claim.exists("driver.json"), first)
+    predictions, kept = Root(s3_url).predictions, open_objects(f"{s3_url}/sweeps/alone")
+    wait_until(lambda: kept.exists("sweep.json"), first)
 
     code, said = start("second", "resume", s3_url, *address).ended()
     assert code == 2
