@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -53,6 +52,7 @@ from sweeper.planning import (
     shard_of,
     sweep_at,
 )
+from sweeper.processors import n_cores
 from sweeper.shard import Shard
 from sweeper.sweep_dir import SweepDir
 
@@ -226,9 +226,7 @@ class _Slots:
             return TuneExecutor(
                 threads, address=self.address, n_slots=self.n_slots, on_joined=preflight
             )
-        # Not every system can say which processors this process may use.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        n_slots = self.n_slots or max(1, (cores or 1) // threads)
+        n_slots = self.n_slots or max(1, n_cores() // threads)
         n_gpus = torch.cuda.device_count()
         if self.rules.per_gpu is not None and not n_gpus:
             found = "this machine has no GPU"

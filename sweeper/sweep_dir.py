@@ -124,10 +124,9 @@ class SweepDir:
 
     def held_by(self, holder: Mapping[str, Any]) -> SweepDirError:
         """The error that another driver holds the directory."""
-        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
         return SweepDirError(
             str(self.path),
-            f"held by another driver, {who}",
+            f"held by another driver, {name_of(holder)}",
             "one driver at a time",
             f"wait for it, or `sweeper stop {self.path}` lets it checkpoint and end",
         )
@@ -162,6 +161,11 @@ class SweepDir:
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Replace the manifest."""
         write_atomically(self.manifest, json.dumps(dict(manifest), indent=1).encode())
+
+
+def name_of(driver: Mapping[str, Any]) -> str:
+    """A driver, for people, by what its lock or its claim says of it."""
+    return f"process {driver.get('pid', '?')} on {driver.get('host', '?')}"
 
 
 def manifest_of(where: str, data: bytes) -> dict[str, Any]:

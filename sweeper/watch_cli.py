@@ -17,7 +17,7 @@ from sweeper.chosen import Ids, Selectors, States, Where, chosen, find_trial
 from sweeper.errors import SweepDirError, SweeperError
 from sweeper.options import Json, SweepPlace
 from sweeper.plan import planned_configs
-from sweeper.sweep_dir import SweepDir
+from sweeper.sweep_dir import SweepDir, name_of
 
 if TYPE_CHECKING:
     from sweeper.status.states import Sight
@@ -228,12 +228,12 @@ def _with_journal(place: str) -> SweepDir:
 
 def _check_here(folder: SweepDir) -> None:
     """Refuse to stop a driver of another directory, which looks for requests in its own."""
-    from sweeper.store.claim import driver_of, heard, named, stop_line
+    from sweeper.store.claim import driver_of, heard, stop_line
 
     stored = _driven_elsewhere(folder)
     driver = driver_of(stored.objects) if stored else None
     if driver is not None:
-        found = f"driven by {named(driver)}, {heard(driver)}"
+        found = f"driven by {name_of(driver)}, {heard(driver)}"
         hint = stop_line(driver)
         raise SweepDirError(str(folder.path), found, "a driver is stopped where it is", hint)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from sweeper.doctor.finding import Finding, passed, warned
+from sweeper.processors import n_cores
 from sweeper.room import free_room
 
 SLOT_BYTES = 1 << 30  # that a slot needs, about, for PyTorch, a small data set and a network
@@ -23,9 +23,8 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 def check_memory(threads: int) -> Iterator[Finding]:
     """Processors that this process may use, and free memory for the slots that they make."""
-    # Not every system can say which processors this process may use.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    n_slots = max(1, (cores or 1) // threads)
+    cores = n_cores()
+    n_slots = max(1, cores // threads)
     free = free_memory()
     if free is None:
         yield passed("memory", f"{cores} processors")

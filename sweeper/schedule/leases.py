@@ -144,10 +144,9 @@ class Leases:
             self.drain()
         if sites is not None:
             self._nodes.sees(sites)
-            by_fitness: dict[bool, set[str]] = {True: set(), False: set()}
-            for node, site in sites.items():
-                by_fitness[node not in self._nodes.avoided].add(site.kind)
-            self._packing.sees(by_fitness[True], avoided=by_fitness[False])
+            bad = self._nodes.avoided
+            fit = {site.kind for node, site in sites.items() if node not in bad}
+            self._packing.sees(fit, avoided={site.kind for site in sites.values()} - fit)
         self._excuse_silence()
         condemned = self.look()
         nodes, avoided = self._seats.nodes(), self._nodes.avoided

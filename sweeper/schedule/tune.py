@@ -183,8 +183,10 @@ class TuneExecutor:
 
         (devices, sites), counted = self._count(), time.monotonic()
         avoided: Collection[str] = frozenset()
+        news: dict[str, Site] | None = sites
         while placing.is_alive():
-            found: Polled = ray.get(queue.poll.remote(should_stop(), sites))
+            found: Polled = ray.get(queue.poll.remote(should_stop(), news))
+            news = None
             for event in found.events:
                 on_event(event)
             if found.is_done:
@@ -194,6 +196,7 @@ class TuneExecutor:
             if found.avoided != avoided or time.monotonic() - counted > COUNT_SECONDS:
                 avoided, counted = found.avoided, time.monotonic()
                 devices, sites = self._count(avoided)
+                news = sites
                 on_event(Tick())
             placement.kill(found.condemned)
             placement.want(found, devices, sites)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from sweeper.duration import duration
 from sweeper.status.failures import FailureGroup
 from sweeper.status.summary import Status
-from sweeper.store.claim import heard, named
+from sweeper.store.claim import heard
+from sweeper.sweep_dir import name_of
 
 N_GROUPS = 3  # of failures that are shown
 SILENT_SECONDS = 600.0  # from which on a running trial's silence is worth a word
@@ -49,7 +50,7 @@ def _driven(found: Status) -> str:
         return "complete" if found.is_complete else "not running"
     how = "draining, by" if found.is_draining else "driven by"
     since = f", {heard(found.driver)}" if "t" in found.driver else ""
-    return f"{how} {named(found.driver)}{since}"
+    return f"{how} {name_of(found.driver)}{since}"
 
 
 def _pace(found: Status) -> str:

@@ -21,7 +21,7 @@ from sweeper.room import is_full
 from sweeper.status.live import read_live
 from sweeper.status.summary import Status
 from sweeper.status.text import status_line, status_lines
-from sweeper.sweep_dir import SweepDir
+from sweeper.sweep_dir import SweepDir, name_of
 
 SCREEN_SECONDS = 2.0
 LINE_SECONDS = 30.0
@@ -68,10 +68,7 @@ def stop(folder: SweepDir, say: Callable[[str], None], pause: Pause = time.sleep
         folder.stop_request.unlink(missing_ok=True)
         return False
     _ask(folder, driver)
-    say(
-        f"asked process {driver.get('pid', '?')} on {driver.get('host', '?')} to stop: "
-        "its trials checkpoint, then it ends"
-    )
+    say(f"asked {name_of(driver)} to stop: its trials checkpoint, then it ends")
     said = ""
     while _is_there(folder, driver):
         if (text := _awaited(folder, driver)) != said:

@@ -18,7 +18,7 @@ from typing import Any
 from sweeper.duration import duration
 from sweeper.errors import StoreError, SweepDirError
 from sweeper.store.objects import Objects
-from sweeper.sweep_dir import STALE_SECONDS
+from sweeper.sweep_dir import STALE_SECONDS, name_of
 
 DRIVER = "driver.json"
 RENEW_SECONDS = 20.0
@@ -135,11 +135,11 @@ def clear(objects: Objects, allowed: str = _ONE) -> bool:
     SweepDirError : a driver holds it and lives.
     """
     was_held = False
-    while (data := _data(objects)) is not None:
+    while (data := objects.find(DRIVER)) is not None:
         was_held = True
         if not _is_dead(_claim_of(data)):
             _listen(objects, data, allowed)
-        if _data(objects) == data:
+        if objects.find(DRIVER) == data:
             objects.delete(DRIVER)
     return was_held
 
@@ -149,11 +149,11 @@ def _listen(objects: Objects, data: bytes, allowed: str) -> None:
 
     Looks are counted: a machine that was suspended meanwhile does not take the others for dead.
     """
-    where, said = objects.location, f"its driver, {named(_claim_of(data))}, is alive"
+    where, said = objects.location, f"its driver, {name_of(_claim_of(data))}, is alive"
     print(f"{where}: waiting up to {STALE_SECONDS:g} s to see whether {said}", file=sys.stderr)
     for _ in range(math.ceil(STALE_SECONDS / LOOK_SECONDS)):
         _pause(LOOK_SECONDS)
-        now = _data(objects)
+        now = objects.find(DRIVER)
         if now is None:
             return
         if now != data:
@@ -183,20 +183,15 @@ def driver_of(objects: Objects) -> dict[str, Any] | None:
 
 def held(where: str, holder: Mapping[str, Any], allowed: str = _ONE) -> SweepDirError:
     """The error that another driver holds a sweep."""
-    found = f"held by another driver, {named(holder)}"
+    found = f"held by another driver, {name_of(holder)}"
     return SweepDirError(where, found, allowed, f"wait for it, or {stop_line(holder)}")
 
 
 def perhaps_held(where: str, holder: Mapping[str, Any]) -> SweepDirError:
     """The error that another driver holds a sweep, unless it is dead, which only time can tell."""
     hint = f"{stop_line(holder)}; if it is dead, `sweeper resume` takes its place"
-    found = f"held by another driver, {named(holder)}, {heard(holder)}"
+    found = f"held by another driver, {name_of(holder)}, {heard(holder)}"
     return SweepDirError(where, found, _ONE, hint)
-
-
-def named(holder: Mapping[str, Any]) -> str:
-    """A driver, for people."""
-    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
 
 
 def heard(holder: Mapping[str, Any]) -> str:
@@ -216,16 +211,9 @@ def stop_line(holder: Mapping[str, Any]) -> str:
 _DAMAGED: Mapping[str, Any] = {"damaged": True}  # in the way, and nobody's
 
 
-def _data(objects: Objects) -> bytes | None:
-    try:
-        return bytes(objects.read(DRIVER))
-    except FileNotFoundError:
-        return None
-
-
 def _read(objects: Objects) -> dict[str, Any]:
     """The claim that there is, empty without one."""
-    data = _data(objects)
+    data = objects.find(DRIVER)
     return {} if data is None else _claim_of(data)
 
 

@@ -44,9 +44,8 @@ def read_index(objects: Objects) -> Index:
     import pyarrow.parquet as pq
 
     stamps = objects.stamps("trials", metadata_key(""))
-    try:
-        data = objects.read(INDEX)
-    except FileNotFoundError:
+    data = objects.find(INDEX)
+    if data is None:
         return Index(stamps)
     try:
         table = pq.read_table(io.BytesIO(data))

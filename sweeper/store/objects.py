@@ -98,6 +98,13 @@ class Objects(ABC):
 
     # --- what follows ---------------------------------------------------------------------
 
+    def find(self, key: str) -> bytes | None:
+        """The bytes of an object, None when it does not exist."""
+        try:
+            return bytes(self.read(key))
+        except FileNotFoundError:
+            return None
+
     def write(self, key: str, *parts: Bytes) -> None:
         """Replace an object."""
         self.write_parts(key, parts)
@@ -121,11 +128,11 @@ class Objects(ABC):
         StoreError : the metadata is not readable JSON of a group, or was altered.
         """
         where = f"{self.location}/{metadata_key(key)}"
-        try:
-            data = bytes(self.read(metadata_key(key)))
-            found = json.loads(data)["attributes"]
-        except FileNotFoundError:
+        data = self.find(metadata_key(key))
+        if data is None:
             return None
+        try:
+            found = json.loads(data)["attributes"]
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 where, f"unreadable metadata ({error})", "the JSON of a Zarr v3 group"

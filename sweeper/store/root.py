@@ -81,8 +81,9 @@ class Root:
             names = [f"{trial_id}/{name}" for name in self._objects.names(f"logs/{trial_id}")]
         found = {}
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                found[name] = bytes(self._objects.read(f"logs/{name}"))
+            data = self._objects.find(f"logs/{name}")
+            if data is not None:
+                found[name] = data
         return found
 
     def read_log(self, trial_id: str) -> str:

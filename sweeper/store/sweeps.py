@@ -50,11 +50,8 @@ class StoredSweep:
         ------
         SweepDirError : it is unreadable.
         """
-        try:
-            data = bytes(self.objects.read(_MANIFEST))
-        except FileNotFoundError:
-            return {}
-        return manifest_of(f"{self.objects.location}/{_MANIFEST}", data)
+        data = self.objects.find(_MANIFEST)
+        return {} if data is None else manifest_of(f"{self.objects.location}/{_MANIFEST}", data)
 
     def keep(self, folder: SweepDir) -> None:
         """Make this sweep what its sweep directory holds."""
@@ -102,7 +99,7 @@ class StoredSweep:
         if not self.is_ahead_of(folder):
             return
         manifest = {**self.manifest(), "store": self.root}
-        plan, grid = self._object(folder.plan.name), self._object(folder.grid.name)
+        plan, grid = self.objects.find(folder.plan.name), self.objects.find(folder.grid.name)
         if plan is None:
             where = f"{self.objects.location}/{folder.plan.name}"
             raise SweepDirError(where, "missing", hint="launch with the grid file again")
@@ -132,12 +129,6 @@ class StoredSweep:
             if _overlap(self.name, other.name):
                 why = f"one driver at a time, and `{self.name}` has trials of `{other.name}`"
                 clear(other.objects, why)
-
-    def _object(self, name: str) -> bytes | None:
-        try:
-            return bytes(self.objects.read(name))
-        except FileNotFoundError:
-            return None
 
     def _planned(self, plan: bytes) -> list[str]:
         """The ids in a plan that is kept."""

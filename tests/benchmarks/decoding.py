@@ -21,10 +21,11 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
+from sweeper.processors import n_cores
 from sweeper.train.data import Streamed
 from sweeper.train.sources.folder import list_images
 from sweeper.train.sources.prepared import open_prepared, place_of, prepare
-from sweeper.train.sources.streamed import ImageFiles, decode, n_cores
+from sweeper.train.sources.streamed import ImageFiles, decode
 
 SIDE, N_FILES, N_BATCH = 256, 1024, 256
 SECONDS = 4.0

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 from sweeper.errors import ConfigError
+from sweeper.processors import n_cores
 
 # Images that a worker decodes at a time: few enough that all work on the first batch, many enough
 # that passing them on costs little.
@@ -169,13 +170,6 @@ def _begin_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # Pillow warns of odd metadata in a few of ImageNet's files; their pixels are fine.
     warnings.filterwarnings("ignore", module="PIL")
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not every system can say
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def pinned(*shape: int) -> Tensor:
