@@ -150,7 +150,8 @@ def adagrad(params: Params, lr: float, weight_decay: float, eps: float = 1e-10) 
     ConfigError : `eps` is not above 0.
     """
     _above_zero("eps", eps)
-    return Adagrad(params, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)
+    given: list[Any] = list(params)
+    return Adagrad(given, lr=lr, eps=eps, weight_decay=weight_decay, **_switched(Adagrad, given))
 
 
 def torch_optimizer(name: str) -> Callable[..., Optimizer]:
@@ -188,7 +189,6 @@ def _is_optimizer(found: Any) -> bool:
 def _entry_of(name: str, kind: type[Any]) -> Callable[..., Optimizer]:
     """A function with the signature of an entry, which the registry reads the options off."""
     parameters, hints = inspect.signature(kind).parameters, typing.get_type_hints(kind.__init__)
-    switch = next((key for key in ("fused", "foreach") if key in parameters), None)
     options = [
         inspect.Parameter(
             key,
@@ -205,14 +205,29 @@ def _entry_of(name: str, kind: type[Any]) -> Callable[..., Optimizer]:
         elif weight_decay:
             found = f"`torch/{name}` has no weight decay"
             raise ConfigError("name", found, "`regularize.weight_decay` must be 0")
-        if switch is not None:
-            given[switch] = True
-        return kind(params, lr=lr, **given)
+        listed: list[Any] = list(params)
+        return kind(listed, lr=lr, **given, **_switched(kind, listed))
 
     leading = list(inspect.signature(build).parameters.values())[:3]
     build.__signature__ = inspect.Signature([*leading, *options])  # type: ignore[attr-defined]
     build.__annotations__ = {option.name: option.annotation for option in options}
     return build
+
+
+def _switched(kind: type[Any], params: list[Any]) -> dict[str, bool]:
+    """How the class computes fastest: all of a step in one kernel, or each operation at once."""
+    known = inspect.signature(kind).parameters
+    if "fused" in known and not (kind is Adagrad and _lacks_fused_adagrad(params)):
+        return {"fused": True}
+    return {"foreach": True} if "foreach" in known else {}
+
+
+def _lacks_fused_adagrad(params: list[Any]) -> bool:
+    """Whether these are on a GPU, and this PyTorch fuses Adagrad on a CPU alone, as 2.11 does."""
+    weights = [w for given in params for w in (given["params"] if type(given) is dict else [given])]
+    return any(weight.is_cuda for weight in weights) and not (
+        torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_adagrad_", "CUDA")
+    )
 
 
 def _without_tensors(annotation: Any) -> Any:

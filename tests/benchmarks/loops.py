@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -280,7 +281,9 @@ def host_syncs(device: torch.device, network: str) -> dict[str, float]:
     for _ in range(3):
         next(moments)
     if device.type == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the mode is a prototype
+            torch.cuda.set_sync_debug_mode("error")
         for _ in range(20):
             next(moments)
         torch.cuda.set_sync_debug_mode("default")

@@ -1,4 +1,7 @@
-"""A small trial, on one thread."""
+"""A small trial, on one thread, and work that may not wait for a GPU."""
+
+import contextlib
+import warnings
 
 import pytest
 import torch
@@ -13,6 +16,23 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def without_waiting():
+    """A context in which whatever waits for a GPU raises."""
+    return _without_waiting
+
+
+@contextlib.contextmanager
+def _without_waiting():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture

@@ -49,17 +49,14 @@ WITHOUT_WAITING = [
 
 
 @pytest.mark.parametrize("changes", WITHOUT_WAITING, ids=str)
-def test_no_step_waits_for_the_device(trial, changes):
+def test_no_step_waits_for_the_device(trial, changes, without_waiting):
     config = trial(**{**SMALL, "epochs": 9, "record__schedule": [9], **changes})
     moments = train(config, device="cuda")
     next(moments)
     for _ in itertools.islice(moments, 1):  # the first step sets up what all others use
         pass
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with without_waiting():
         next(moments)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_float32_is_not_tf32(trial):

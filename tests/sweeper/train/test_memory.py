@@ -99,14 +99,15 @@ def test_a_process_is_held_to_its_share_of_a_gpu_and_measured():
     device = torch.device("cuda", torch.cuda.current_device())
     there = torch.cuda.get_device_properties(device).total_memory
     begin_share(device, 4)
+    before = torch.cuda.memory_allocated(device)  # what other tests left
     try:
         held = torch.empty(there // 8, dtype=torch.uint8, device=device)
         peak, found = peak_memory(device)
-        assert there // 8 <= peak <= there // 8 + (4 << 20)
+        assert there // 8 <= peak - before <= there // 8 + (4 << 20)
         assert found == there
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(there // 4, dtype=torch.uint8, device=device)
         del held
     finally:
         begin_share(device, 1)
-    assert peak_memory(device)[0] < 1 << 20
+    assert peak_memory(device)[0] <= before
