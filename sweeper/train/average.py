@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, first_line
 
 
 class Average:
@@ -27,7 +27,7 @@ class Average:
         try:
             self.model = copy.deepcopy(model).requires_grad_(False)
         except Exception as error:  # such as tensors that were computed from parameters
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise ConfigError(
                 "regularize.ema",
                 f"`{decay}`, but the network cannot be copied: {reason}",

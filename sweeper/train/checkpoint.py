@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sweeper.errors import CheckpointError
+from sweeper.errors import CheckpointError, first_line
 
 
 def to_bytes(state: dict[str, Any]) -> memoryview:
@@ -36,7 +36,7 @@ def from_bytes(data: bytes | bytearray | memoryview, where: str) -> dict[str, An
         buffer.seek(0)
         state = torch.load(buffer, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, pickle and torch raise a dozen types for bad bytes
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise _unreadable(where, reason) from error
     if not isinstance(state, dict):
         raise _unreadable(where, f"a {type(state).__name__} in the place of a state")

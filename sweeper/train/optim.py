@@ -6,6 +6,7 @@ kernels for all parameters together.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
@@ -225,9 +226,19 @@ def _switched(kind: type[Any], params: list[Any]) -> dict[str, bool]:
 def _lacks_fused_adagrad(params: list[Any]) -> bool:
     """Whether these are on a GPU, and this PyTorch fuses Adagrad on a CPU alone, as 2.11 does."""
     weights = [w for given in params for w in (given["params"] if type(given) is dict else [given])]
-    return any(weight.is_cuda for weight in weights) and not (
-        torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_adagrad_", "CUDA")
-    )
+    return any(weight.is_cuda and _refuses_fused_adagrad(weight.device) for weight in weights)
+
+
+@functools.cache
+def _refuses_fused_adagrad(device: torch.device) -> bool:
+    # PyTorch says so in the first step alone, and the kernel of 2.11 is registered, but not used.
+    probe = nn.Parameter(torch.zeros(1, device=device))
+    probe.grad = torch.zeros_like(probe)
+    try:
+        Adagrad([probe], fused=True).step()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _without_tensors(annotation: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sweeper.errors import ConfigError
+from sweeper.errors import ConfigError, first_line
 from sweeper.registry import entry
 from sweeper.sections import Options
 
@@ -37,7 +37,7 @@ def naming(axis: str, name: str) -> Iterator[None]:
         where = f"{section}.{error.where}"
         raise ConfigError(where, error.found, error.allowed, error.hint) from error
     except Exception as error:  # a plug-in may raise anything
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise ConfigError(
             f"{section}.name", f"{axis} `{name}` raised {type(error).__name__}: {reason}"
         ) from error

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from sweeper.config import TrialConfig
-from sweeper.errors import CheckpointError
+from sweeper.errors import CheckpointError, first_line
 from sweeper.registry import entry
 from sweeper.train.average import Average
 from sweeper.train.build import build_model, build_optimizer, draw_weights
@@ -221,7 +221,7 @@ class Trainee:
             self.fit = fitted(self.config.init.corner, self.phase, self.data)
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise CheckpointError(
                 where,
                 f"the checkpoint does not fit the network: {reason}",

@@ -1,9 +1,9 @@
-"""Training on one GPU: our loop against the usual one, each setting's effect, and shared GPUs.
+"""What one GPU does: our training loop beside the usual one, GPUs that are shared, distances.
 
-    python tests/benchmarks/gpu.py [--seconds 3] [--networks fc allcnn …]
+    python tests/benchmarks/gpu.py [--parts training distances] [--seconds 3] [--networks fc …]
 
-Needs torch, torchvision and a CUDA device; neither Ray nor a data set. Takes under eight minutes
-with the defaults. Every cell is a process of its own.
+Needs torch, torchvision and a CUDA device; neither Ray nor a data set. Training takes under eight
+minutes with the defaults, every cell in a process of its own; distances take one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
+import gpu_distances
 import torch
 from loops import NETWORKS, measure
 
@@ -79,6 +80,9 @@ def recording(networks: list[str]) -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parts = ("training", "distances")
+    parser.add_argument("--parts", nargs="*", default=list(parts), choices=parts)
+    parser.add_argument("--snapshots", nargs="*", type=int, default=[20_000, 50_000])
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
     asked = parser.parse_args()
@@ -86,9 +90,15 @@ def main() -> None:
         sys.exit("error: this machine: no CUDA device; one is needed")
     driver = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n{driver.stdout}")
-    speed(asked.networks, asked.seconds)
-    sharing([name for name in asked.networks if name in SHARED], asked.seconds)
-    recording([name for name in asked.networks if name in SHARED])
+    if "distances" in asked.parts:
+        gpu_distances.table(asked.snapshots)
+        gpu_distances.many_classes()
+        gpu_distances.few_samples()
+    if "training" in asked.parts:
+        shared = [name for name in asked.networks if name in SHARED]
+        speed(asked.networks, asked.seconds)
+        sharing(shared, asked.seconds)
+        recording(shared)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from sweeper.config import TrialConfig
 from sweeper.errors import ConfigError
 from sweeper.registry import BUILT_IN, entry
 from sweeper.sections import OptimConfig, RegularizeConfig
+from sweeper.train import optim
 from sweeper.train.build import build_optimizer
 from sweeper.train.optim import (
     adagrad,
@@ -337,3 +338,19 @@ def test_a_step_never_waits_for_the_gpu(name, without_waiting):
         for _ in range(3):
             clip_gradients(found, 0.1)
             optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["adagrad", "torch/Adagrad"])
+def test_adagrad_is_not_fused_where_pytorch_refuses_it(name, monkeypatch):
+    found = [nn.Parameter(weight) for weight in weights(torch.float32)]
+    assert entry("optim", name).build(found, LR, 0.0).defaults["fused"]
+
+    def refusing(optimizer):
+        raise RuntimeError("`fused=True` requires all the params to be …")
+
+    monkeypatch.setattr(nn.Parameter, "is_cuda", True)
+    monkeypatch.setattr(optim, "_refuses_fused_adagrad", optim._refuses_fused_adagrad.__wrapped__)
+    monkeypatch.setattr(optim.Adagrad, "step", refusing)
+    refused = entry("optim", name).build(found, LR, 0.0)
+    assert refused.defaults["foreach"]
+    assert not refused.defaults["fused"]
