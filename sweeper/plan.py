@@ -236,9 +236,18 @@ def read_plan(path: Path) -> tuple[Trial, ...]:
     return trials
 
 
-def planned_ids(path: Path | BytesIO) -> list[str]:
-    """The planned trials' ids, in order, without reading their configurations."""
-    return list(_read_columns(path, ["trial_id"])[0])
+def planned_ids(plan: Path | bytes) -> list[str]:
+    """The planned trials' ids, in order, without reading their configurations.
+
+    Parameters
+    ----------
+    plan : the file, or what is in it.
+
+    Raises
+    ------
+    SweepDirError : there is no readable plan.
+    """
+    return list(_read_columns(plan, ["trial_id"])[0])
 
 
 def planned_configs(path: Path) -> Iterator[dict[str, Any]]:
@@ -280,21 +289,25 @@ def planned_work(path: Path) -> PlannedWork:
 
 
 def _read_columns(
-    path: Path | BytesIO, names: list[str], later: Sequence[str] = ()
+    plan: Path | bytes, names: list[str], later: Sequence[str] = ()
 ) -> list[list[Any]]:
     """Columns of a plan, and those that came `later`, if it has all of them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:  # `pq.read_table` imports pandas, a third of a second
+        # Not `pq.read_table`, which imports pandas, a third of a second; nor a `BytesIO`: a thread
+        # of pyarrow's that still has one of Python's buffers when Python ends aborts the process.
+        source = pa.BufferReader(plan) if isinstance(plan, bytes) else plan
+        with pq.ParquetFile(source) as file:
             if later and set(later) <= set(file.schema_arrow.names):
                 names = [*names, *later]
-            table = file.read(columns=names)
+            table = file.read(columns=names, use_threads=False)
         return [_values(table.column(name)) for name in names]
     except (OSError, KeyError, pa.ArrowException) as error:
+        where = "its plan" if isinstance(plan, bytes) else str(plan)
         raise SweepDirError(
-            str(path), f"no readable plan ({error})", hint="launch with the grid file again"
+            where, f"no readable plan ({error})", hint="launch with the grid file again"
         ) from error
 
 

@@ -48,7 +48,9 @@ def read_index(objects: Objects) -> Index:
     if data is None:
         return Index(stamps)
     try:
-        table = pq.read_table(io.BytesIO(data))
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            # A thread of pyarrow's that still has a buffer of ours when Python ends aborts it.
+            table = file.read(_COLUMNS, use_threads=False)
         columns = [table.column(name).to_pylist() for name in _COLUMNS]
         known = {
             trial_id: text

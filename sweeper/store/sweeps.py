@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from io import BytesIO
 from typing import Any
 
 from sweeper.durable import write_atomically
@@ -133,7 +132,7 @@ class StoredSweep:
     def _planned(self, plan: bytes) -> list[str]:
         """The ids in a plan that is kept."""
         try:
-            return planned_ids(BytesIO(plan))
+            return planned_ids(plan)
         except SweepDirError as error:
             where = f"{self.objects.location}/plan.parquet"
             raise SweepDirError(where, error.found, error.allowed, error.hint) from error

@@ -1,16 +1,21 @@
 """The table of trials from its index: the same as from the groups, and never instead of them."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from sweeper.errors import StoreError
+from sweeper.plan import Size, make_plan, write_plan
 from sweeper.store import open_store
 from sweeper.store.index import INDEX, read_index, write_index
 from sweeper.store.repair import repair
 from sweeper.store.seal import seal
 from sweeper.store.verify import verify
+from tests.six_trials import TRIALS
 
 
 @pytest.fixture
@@ -128,3 +133,32 @@ def test_verify_reads_the_groups_whatever_the_index_says(indexed):
     assert [damage.key for damage in report.damages] == [trial]
     repair(store, report, lambda config: [])
     assert trial not in open_store(indexed.path).trials().index
+
+
+# --- at the end of the process ----------------------------------------------------------------
+
+_READ = """
+import os, sys
+from pathlib import Path
+import pyarrow.parquet
+from sweeper.plan import planned_ids
+from sweeper.store.index import read_index
+from sweeper.store.objects import open_objects
+
+def threads():
+    return set(os.listdir("/proc/self/task"))
+
+before = threads()
+print(len(read_index(open_objects(sys.argv[1])).rows))
+print(len(planned_ids(Path(sys.argv[2]).read_bytes())))
+print(len(threads() - before))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed in /proc")
+def test_no_thread_is_left_that_could_abort_the_process_as_it_ends(indexed, tmp_path):
+    """A thread of pyarrow's that lets go of a buffer of Python's when Python has ended does."""
+    write_plan(tmp_path / "plan.parquet", make_plan(TRIALS, (), lambda config: Size(1, 1, 1)))
+    command = [sys.executable, "-c", _READ, indexed.path, tmp_path / "plan.parquet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["3", "6", "0"], done.stderr
