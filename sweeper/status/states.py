@@ -55,6 +55,7 @@ class Sight:
         self._tally: Tally | None = None
         self._sealed: Objects | None = None
         self._stored: set[str] = set()
+        self._known: Mapping[str, Any] = {}  # of the journal, when the store was listed
         self._listed = float("-inf")
 
     def look(self) -> Seen:
@@ -67,7 +68,7 @@ class Sight:
         driver = self.folder.driver()  # first: what a driver wrote before it ended is then read
         live = read_live(self.folder.live, driver)
         tally = self._read_tally()
-        self._list()
+        self._list(tally)
         is_draining = driver is not None and self.folder.stop_request.exists()
         rule = _Rule(tally, driver is not None, live)
         states = {trial: self._state(rule, trial) for trial in self.ids}
@@ -80,14 +81,19 @@ class Sight:
             self._tally.catch_up(self.folder.journal)
         return self._tally
 
-    def _list(self) -> None:
-        """List what is stored, nearly all of it complete, without reading any metadata."""
+    def _list(self, tally: Tally) -> None:
+        """List what is stored, nearly all of it complete, without reading any metadata.
+
+        It decides about the trials whose end the journal told before, not about those since: by
+        what was read first, since clocks of two machines, or within a millisecond, cannot tell.
+        """
         from sweeper.store.objects import open_objects
 
         now = time.time()
         if now - self._listed >= LISTING_SECONDS:
             self._sealed = open_objects(self.folder.root()).below(PREDICTIONS)
             self._stored, self._listed = set(self._sealed.names("trials")), now
+            self._known = dict(tally.trials)
 
     def _state(self, rule: _Rule, trial: str) -> str:
         """What is complete the store decides; the journal saves opening it where both agree."""
@@ -95,7 +101,8 @@ class Sight:
         state = found["state"]
         is_stored = found.get("label", trial) in self._stored
         if state in ("complete", "diverged"):
-            return str(state) if is_stored or found["t"] > self._listed else "waiting"
+            has_ended_since = found is not self._known.get(trial)
+            return str(state) if is_stored or has_ended_since else "waiting"
         if rule.runs(trial, found):
             return "running"
         left = rule.left(state)

@@ -104,12 +104,21 @@ def test_a_second_look_is_that_of_somebody_who_looks_for_the_first_time(folder, 
 
 
 def test_what_ends_between_two_listings_of_the_store_is_complete(folder, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1e9 + 0.0004)  # no clock tells what came first
     sight = Sight(folder)
     journal(folder, LAUNCHED, started(0))
     assert sight.look().states[IDS[0]] == "interrupted"
-    monkeypatch.setattr("sweeper.status.states.LISTING_SECONDS", float("inf"))
-    time.sleep(0.002)
     journal(folder, finished(0))
+    assert sight.look().states[IDS[0]] == "complete"
+
+
+def test_what_had_ended_when_a_listing_lacked_it_waits_until_it_ends_again(folder, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    journal(folder, LAUNCHED, finished(0))
+    (folder.path / PREDICTIONS / "trials" / IDS[0]).rmdir()
+    sight = Sight(folder)
+    assert [sight.look().states[IDS[0]] for _ in range(2)] == ["waiting"] * 2
+    journal(folder, started(0), finished(0))
     assert sight.look().states[IDS[0]] == "complete"
 
 
