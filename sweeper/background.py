@@ -8,6 +8,7 @@ import sys
 import time
 
 from sweeper.errors import SweeperError
+from sweeper.say import say
 from sweeper.sweep_dir import SweepDir
 
 LOOK_SECONDS = 0.2
@@ -46,15 +47,11 @@ def detach(folder: SweepDir) -> None:
             start_new_session=True,
         )
     if not _is_driving(folder, child):
-        _say(f"it has ended already; {folder.driver_log} tells how")
+        say(f"it has ended already; {folder.driver_log} tells how")
         return
-    _say(f"process {child.pid} drives it and writes {folder.driver_log}")
-    _say(f"`sweeper status {folder.path} --watch` shows it")
-    _say(f"`sweeper stop {folder.path}` lets it checkpoint and end")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(f"process {child.pid} drives it and writes {folder.driver_log}")
+    say(f"`sweeper status {folder.path} --watch` shows it")
+    say(f"`sweeper stop {folder.path}` lets it checkpoint and end")
 
 
 def _is_driving(folder: SweepDir, child: subprocess.Popen[bytes]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -14,6 +15,7 @@ from sweeper.data_cli import app as data_app
 from sweeper.doctor_cli import doctor
 from sweeper.errors import SweeperError
 from sweeper.launch_cli import commands as launch_commands
+from sweeper.say import say
 from sweeper.store_cli import commands as store_commands
 from sweeper.watch_cli import commands as watch_commands
 
@@ -40,13 +42,10 @@ def _root(
         raise typer.Exit
 
 
-def _say(text: str) -> None:
-    """A message: to standard error, so that standard output stays data."""
-    print(text, file=sys.stderr)
-
-
 def main() -> None:
     """Run the command line; every error a user can act on ends in two lines and its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # as stderr is by itself: not all know all signs
     try:
         # Plug-ins are importable from where `sweeper` is started, but hide nothing installed.
         sys.path.append(os.getcwd())
@@ -60,5 +59,5 @@ def main() -> None:
 
 
 def _fail(message: str, hint: str, code: int) -> None:
-    _say(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""))
+    say(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""))
     sys.exit(code)

@@ -17,6 +17,7 @@ import typer
 from sweeper.errors import ConfigError, SweeperError, nearest
 from sweeper.options import Json
 from sweeper.registry import BUILT_IN
+from sweeper.say import say
 
 app = typer.Typer(
     help="Put data sets where training looks for them.",
@@ -49,7 +50,7 @@ def get(name: Name, root: Root = None, address: OnCluster = None) -> None:
     """Download the data set NAME and check it; what is there already is only checked."""
     _known(name)
     if name in _ALWAYS_THERE:
-        _say(f"{name} needs no files")
+        say(f"{name} needs no files")
         return
     _refuse_what_is_not_public(name)
     _use(root)
@@ -62,7 +63,7 @@ def _get(name: str) -> str:
 
     root = data_root()
     with contextlib.redirect_stdout(sys.stderr):
-        is_new = fetch(name, root, lambda: _say(f"{name}: waiting for another download"))
+        is_new = fetch(name, root, lambda: say(f"{name}: waiting for another download"))
     return f"{root / name}: {'downloaded and checked' if is_new else 'was there; checked'}"
 
 
@@ -90,7 +91,7 @@ def _prepare(name: str, image_size: int | None) -> str:
     names = {split: list_imagenet(split).names for split in ("train", "val")}
     with _counted(sum(map(len, names.values()))) as progress:
         is_new = prepare(
-            folder, stored, names, progress, lambda: _say(f"{name}: waiting for another copy")
+            folder, stored, names, progress, lambda: say(f"{name}: waiting for another copy")
         )
     return f"{place_of(folder, stored)}: {'made' if is_new else 'was there; checked'}"
 
@@ -156,16 +157,16 @@ def _do(where: str, address: str | None, task: Callable[[], str]) -> None:
     elif isinstance(said := _tried(where, task), SweeperError):
         raise said
     else:
-        _say(said)
+        say(said)
 
 
 def _do_on_every_node(where: str, address: str, task: Callable[[], str]) -> None:
     """Nodes that share the folder wait for one another by its lock, if their mount has locks."""
     from sweeper.schedule.cluster import Answer, Node, ask_every_node, joined
 
-    _say(f"{where}: on every node of the cluster at `{address}`")
+    say(f"{where}: on every node of the cluster at `{address}`")
     # Of its own: while Ray is joined, what it says is kept from standard error.
-    with os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1) as shown:
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1, errors="replace") as shown:
 
         def tell(answer: Answer[str | SweeperError] | None, left: Sequence[Node]) -> None:
             waiting = f"not yet: {', '.join(map(str, left))}"
@@ -217,10 +218,6 @@ def _counted(total: int) -> Iterator[Callable[[int], None]]:
         if time.monotonic() - shown >= LINE_SECONDS:
             shown = time.monotonic()
             left = (shown - started) / done * (total - done)
-            _say(f"{done:,}/{total:,} images, {duration(left)} left")
+            say(f"{done:,}/{total:,} images, {duration(left)} left")
 
     yield count
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from sweeper.attempt import Outcome, Waiting
 from sweeper.duration import duration
-from sweeper.schedule.executor import Avoided, Event, Halt, Packed, Retry
+from sweeper.say import say
+from sweeper.schedule.executor import Avoided, Event, Halt, Packed, Retry, Stranded
 from sweeper.schedule.retry import Failure
 from sweeper.schedule.scribe import Counts
 
@@ -30,7 +31,7 @@ DEVICES_SHOWN = 8
 @contextlib.contextmanager
 def display() -> Iterator[Display]:
     """A display on standard error that keeps working while Ray's talk is redirected."""
-    with os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1) as stream:
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1, errors="replace") as stream:
         console = Console(file=stream, highlight=False, soft_wrap=True)
         shown = _View(console) if console.is_terminal else _Lines(stream)
         try:
@@ -70,7 +71,7 @@ class Display:
         elif isinstance(event, Packed):
             kind = f" of kind {event.kind}" if event.kind else ""
             yield f"{event.shape}: {event.per_gpu or 'none'} a GPU{kind} ({event.reason})"
-        elif isinstance(event, Avoided):
+        elif isinstance(event, (Avoided, Stranded)):
             yield str(event)
         elif isinstance(event, Halt):
             yield f"{event.n_failed} trials in a row failed alike; stopping"
@@ -181,6 +182,6 @@ def counter(what: str) -> Callable[[int, int], None]:
         nonlocal shown
         if time.monotonic() - shown >= LINE_SECONDS:
             shown = time.monotonic()
-            print(f"{done:,}/{total:,} {what}", file=sys.stderr)
+            say(f"{done:,}/{total:,} {what}")
 
     return show

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sweeper.errors import SweeperError
-from sweeper.options import Address, Json, Set, StoreOption, SweepDirOption
+from sweeper.options import Address, Json, Set, ShardOption, StoreOption, SweepDirOption
 from sweeper.planning import plan_grid, root_of
+from sweeper.shard import Shard
 from sweeper.sweep_dir import SweepDir
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def doctor(
     address: Address = None,
     sweep_dir: SweepDirOption = None,
     store: StoreOption = None,
+    shard: ShardOption = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -41,11 +43,16 @@ def doctor(
     from sweeper.doctor.consult import consult
     from sweeper.doctor.report import fields, show, verdict_of
 
+    for option, given in (("--shard", shard), ("--set", set_)):
+        if given and grid is None:
+            raise SweeperError(option, "given without a grid", "`sweeper doctor GRID …`")
+    share = None if shard is None else Shard.parse(shard)
+
     def planning() -> tuple[Plan, str, int]:
         from sweeper.schedule.driver import threads_per_trial
 
         assert grid is not None
-        _, made, folder, _ = plan_grid(grid, sweep_dir, store, set_, MAX_TRIALS, True)
+        _, made, folder, _ = plan_grid(grid, sweep_dir, store, set_, MAX_TRIALS, True, share)
         return made, folder.root(root_of(store)), threads_per_trial(folder)
 
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints is no finding

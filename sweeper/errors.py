@@ -146,6 +146,11 @@ class HoleError(StoreError):
     """A snapshot below the number recorded is absent."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the nearest spelling, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -53,6 +53,7 @@ from sweeper.planning import (
     sweep_at,
 )
 from sweeper.processors import n_cores
+from sweeper.say import say
 from sweeper.shard import Shard
 from sweeper.sweep_dir import SweepDir
 
@@ -294,7 +295,7 @@ def _drive(folder: SweepDir, made: Plan, wanted: Launch, slots: _Slots, consent:
     if not consent.force:
         check_demands(folder, made, slots.address, slots.rules.time_limit)
     n_todo = min(len(made.todo), wanted.limit or len(made.todo))
-    _say(f"{folder.path}: {len(made.trials)} trials, {made.n_complete} complete, {n_todo} to run")
+    say(f"{folder.path}: {len(made.trials)} trials, {made.n_complete} complete, {n_todo} to run")
     if n_todo and not consent.yes:
         _ask()
     if consent.detach and not is_detached():
@@ -320,27 +321,21 @@ def _conclude(folder: SweepDir, counts: Counts, took: str) -> None:
     """Say how a launch ended, and end with the exit code for it."""
     done = counts.n_complete + counts.n_diverged
     diverged = f", {counts.n_diverged} of them diverged" if counts.n_diverged else ""
-    _say(f"{done}/{counts.n_todo} trials complete{diverged}, in {took}")
+    say(f"{done}/{counts.n_todo} trials complete{diverged}, in {took}")
     if counts.n_failed:
-        _say(f"{counts.n_failed} failed; `sweeper failures {folder.path}` tells why")
+        say(f"{counts.n_failed} failed; `sweeper failures {folder.path}` tells why")
     if counts.avoided:
         hosts = ", ".join(dict.fromkeys(node.host for node in counts.avoided))
-        _say(f"no more trials were given to {hosts}; `sweeper status {folder.path}` tells why")
+        say(f"no more trials were given to {hosts}; `sweeper status {folder.path}` tells why")
     if counts.halt is not None:
-        _say(
+        say(
             f"stopped after {counts.halt.n_failed} failures alike in a row; launching again runs "
             "all others first, and `--where` leaves these out"
         )
         raise typer.Exit(EXIT_STOPPED)
     if counts.n_ended < counts.n_todo:
-        _say(f"stopped; `sweeper resume {folder.path}` goes on from the checkpoints")
+        say(f"stopped; `sweeper resume {folder.path}` goes on from the checkpoints")
         raise typer.Exit(EXIT_STOPPED)
     if counts.n_failed:
-        _say("launching again runs them again")
+        say("launching again runs them again")
         raise typer.Exit(EXIT_FAILURES)
-
-
-def _say(text: str) -> None:
-    """A message: to standard error, so that standard output stays data; if anybody listens."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr)

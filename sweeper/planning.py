@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeper.chosen import Selectors, chosen
 from sweeper.errors import StoreURLError, SweepDirError, SweeperError
+from sweeper.say import say
 from sweeper.shard import Shard, named
 from sweeper.sweep_dir import SweepDir
 
@@ -150,7 +150,7 @@ def _bring_up_to_date(folder: SweepDir, stored: StoredSweep) -> None:
     if stored.is_ahead_of(folder):
         with folder.locked():
             stored.bring_up_to_date(folder)
-        _say(f"{folder.path}: as it is kept in `{stored.objects.location}`")
+        say(f"{folder.path}: as it is kept in `{stored.objects.location}`")
     folder.root(stored.root)
 
 
@@ -184,7 +184,7 @@ def _plan_of(trials: tuple[Trial, ...], folder: Path, root: str, shard: Shard | 
     check_stored(trials, complete)
     others = complete.keys() - {trial.trial_id for trial in trials}
     if others and shard is None:  # another share's may be there, too
-        _say(f"{folder}: {len(others)} complete trials are not in this plan; they stay stored")
+        say(f"{folder}: {len(others)} complete trials are not in this plan; they stay stored")
     return make_plan(trials, complete, size_of)
 
 
@@ -194,8 +194,4 @@ def check_fits(made: Plan, root: str, force: bool) -> None:
 
     if made.todo and "://" not in root:
         for warning in check_room(root, made.room, free_room(Path(root)), force):
-            _say(warning)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+            say(warning)

@@ -55,12 +55,12 @@ class Room:
 
 def free_room(folder: Path) -> Room:
     """What is free on the disk of a folder, which need not exist yet, for this user."""
-    found = os.statvfs(_existing(folder))
+    found = os.statvfs(existing(folder))
     # Some file systems have no fixed number of files and say that there are none.
     return Room(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     for path in (folder.absolute(), *folder.absolute().parents):
         with contextlib.suppress(OSError):  # a name may be too long even to ask
@@ -92,16 +92,18 @@ def check_room(where: str, needed: Room, free: Room, force: bool) -> list[str]:
 
 
 def check_path(folder: Path) -> None:
-    """Refuse a sweep directory below which names get too long for its file system.
+    """Refuse a folder that cannot be made, or below which names get too long.
 
     Raises
     ------
     PlanError
     """
-    text = str(folder.absolute())
-    existing = _existing(folder)
-    longest = os.pathconf(existing, "PC_PATH_MAX") - _LONGEST_NAME
-    name_max = os.pathconf(existing, "PC_NAME_MAX")
+    text, above = str(folder.absolute()), existing(folder)
+    if not above.is_dir():
+        found, hint = f"`{above}` is a file", "choose another --sweep-dir or --store"
+        raise PlanError(str(folder), found, "a folder, there or still to be made", hint)
+    longest = os.pathconf(above, "PC_PATH_MAX") - _LONGEST_NAME
+    name_max = os.pathconf(above, "PC_NAME_MAX")
     if len(os.fsencode(text)) > longest:
         raise PlanError(
             f"{text[:60]}...", f"a path of {len(text)} characters", f"at most {longest}"

@@ -15,6 +15,7 @@ import typer
 from sweeper.chosen import Ids, Selectors, States, Where
 from sweeper.errors import ConfigError, SweepDirError, SweeperError, nearest
 from sweeper.options import Json
+from sweeper.say import say
 from sweeper.sweep_dir import PREDICTIONS, SweepDir
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def verify(
             is_damaged = not _repair(directory, report)
         if rebuild_index and not is_damaged:
             fresh = open_store(directory)
-            _say(f"{write_index(fresh.objects, fresh.summary, rebuild=True):,} trials indexed")
+            say(f"{write_index(fresh.objects, fresh.summary, rebuild=True):,} trials indexed")
     if is_damaged:
         raise typer.Exit(EXIT_DAMAGED)
 
@@ -91,7 +92,7 @@ def seal(directory: Place, where: Where = None, ids: Ids = None, states: States 
         write_index(store.objects, store.summary)
     print(f"{sealed:,} trials sealed, {left:,} not recorded to their end")
     if left:
-        _say(f"`sweeper resume {directory}` completes them")
+        say(f"`sweeper resume {directory}` completes them")
 
 
 def export(
@@ -154,7 +155,7 @@ def import_(
             write_index(objects, Store(objects).summary)
     print(done.trial_id, done.digest)
     what = f"{len(given.steps):,} snapshots imported" if done.is_new else "was there already"
-    _say(f"{folder.path}: trial {done.trial_id}: {what}")
+    say(f"{folder.path}: trial {done.trial_id}: {what}")
 
 
 commands: dict[str, Callable[..., None]] = {
@@ -168,11 +169,6 @@ commands: dict[str, Callable[..., None]] = {
 # --- helping them ---------------------------------------------------------------------------
 
 
-def _say(text: str) -> None:
-    """A message: to standard error, so that standard output stays data."""
-    print(text, file=sys.stderr)
-
-
 @contextlib.contextmanager
 def _alone(directory: str) -> Iterator[None]:
     """Hold the sweep directory, so that no driver's workers write meanwhile.
@@ -184,7 +180,7 @@ def _alone(directory: str) -> Iterator[None]:
     folder = _sweep_dir(directory)
     if folder is None:
         _check_undriven(directory.removesuffix("/").removesuffix(f"/{PREDICTIONS}"))
-        _say(f"{directory}: no sweep directory, so nothing keeps a launch from writing meanwhile")
+        say(f"{directory}: no sweep directory, so nothing keeps a launch from writing meanwhile")
         yield
         return
     with folder.locked():
@@ -249,14 +245,14 @@ def _repair(directory: str, report: Report) -> bool:
             with Journal(folder.journal) as journal:
                 for trial_id in done.requeued:
                     journal.append("requeued", trial=trial_id)
-        _say(f"{len(done.requeued)} trials to be run again: {', '.join(done.requeued[:5])}")
-        _say(f"`sweeper resume {directory}` runs them")
+        say(f"{len(done.requeued)} trials to be run again: {', '.join(done.requeued[:5])}")
+        say(f"`sweeper resume {directory}` runs them")
     if done.removed:
-        _say(f"{len(done.removed)} trials to be imported again: {', '.join(done.removed)}")
+        say(f"{len(done.removed)} trials to be imported again: {', '.join(done.removed)}")
     if done.rewritten:
-        _say(f"{len(done.rewritten)} sample sets written anew")
+        say(f"{len(done.rewritten)} sample sets written anew")
     for damage in done.left:
-        _say(f"left as it is: {damage.where}: {damage.found}")
+        say(f"left as it is: {damage.where}: {damage.found}")
     return not done.left
 
 

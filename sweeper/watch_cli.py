@@ -17,6 +17,7 @@ from sweeper.chosen import Ids, Selectors, States, Where, chosen, find_trial
 from sweeper.errors import SweepDirError, SweeperError
 from sweeper.options import Json, SweepPlace
 from sweeper.plan import planned_configs
+from sweeper.say import say
 from sweeper.sweep_dir import SweepDir, name_of
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def logs(
             return
         text = b"".join(parts().values()).decode(errors="replace")
     if not text:
-        _say(f"trial {trial_id} has not logged anything yet")
+        say(f"trial {trial_id} has not logged anything yet")
     _write(last_lines(text, lines))
 
 
@@ -122,13 +123,13 @@ def stop(directory: SweepPlace) -> None:
     folder = _with_journal(directory)
     _check_here(folder)
     with _left("left the wait; the driver stops all the same"):
-        if not ask(folder, _say):
-            _say(f"{directory}: no driver, nothing to stop")
+        if not ask(folder, say):
+            say(f"{directory}: no driver, nothing to stop")
             return
         found = read_status(folder)
-        _say(f"stopped: {status_line(found)}")
+        say(f"stopped: {status_line(found)}")
         if not found.is_complete:
-            _say(f"`sweeper resume {directory}` goes on from the checkpoints")
+            say(f"`sweeper resume {directory}` goes on from the checkpoints")
 
 
 commands: dict[str, Callable[..., None]] = {
@@ -142,11 +143,6 @@ commands: dict[str, Callable[..., None]] = {
 # --- helping them ---------------------------------------------------------------------------
 
 
-def _say(text: str) -> None:
-    """A message: to standard error, so that standard output stays data."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def _print_json(fields: Any) -> None:
     print(json.dumps(fields, indent=1))
 
@@ -157,7 +153,7 @@ def _left(text: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _say(text)
+        say(text)
 
 
 @contextlib.contextmanager
@@ -289,4 +285,4 @@ def _follow(
 
     seconds = BUCKET_SECONDS if "://" in root else POLL_SECONDS
     follow(log, lines, _write, is_over, lambda: time.sleep(seconds))
-    _say(f"trial {trial} is {state}")
+    say(f"trial {trial} is {state}")

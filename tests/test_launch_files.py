@@ -7,7 +7,9 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -111,25 +113,88 @@ def test_a_job_is_told_of_its_end_in_time_and_may_be_requeued(name: str):
     assert text_of(name).splitlines()[0] == "#!/bin/bash"
 
 
-def test_an_arrays_tasks_have_the_shares_and_the_directories_that_sweeper_gives_them(
-    tmp_path: Path,
-):
-    (tmp_path / "launch").mkdir()
-    (tmp_path / "launch/slurm.sbatch").write_text('echo "$SHARD $SWEEP_DIR $*"')
-    script = LAUNCH / "slurm-array.sbatch"
+@pytest.fixture
+def begun(tmp_path: Path) -> Callable[..., str]:
+    """What `slurm.sbatch` takes the share and the sweep directory for, or refuses."""
+    head = text_of("slurm.sbatch").partition("export SLURM_EXPORT_ENV")[0]
+    (tmp_path / "slurm.sbatch").write_text(f'{head}\necho "${{SHARD:-all}} $SWEEP_DIR"')
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "file.yaml").write_text("{name: mine, axes: {seed: [1]}}")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
 
-    def said(**variables: str) -> str:
-        command = ["bash", script, "grids/mine.yaml", "--limit", "3"]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True
-        )
+    def begin(*options: str, **variables: str) -> str:
+        command = ["bash", "slurm.sbatch", "file.yaml", *options]
+        given = {**kept, "SLURM_JOB_ID": "7", **variables}
+        done = subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True)
+        assert done.returncode == (2 if "error: " in done.stdout else 0), done.stderr
         return done.stdout.strip()
 
-    rest = "runs/mine-3-of-8 grids/mine.yaml --limit 3"
-    task = {"SLURM_ARRAY_TASK_ID": "2"}
-    assert said(**task, SLURM_ARRAY_TASK_COUNT="8") == f"3/8 {rest}"
-    # Submitted again alone it is one of one, and still the third of eight.
-    assert said(**task, SLURM_ARRAY_TASK_COUNT="1", N_SHARDS="8") == f"3/8 {rest}"
+    return begin
+
+
+def array(task: int, text: str) -> dict[str, str]:
+    """What Slurm tells a task of `--array=text`."""
+    ids = [number for part in text.split(",") for number in _range(part)]
+    assert task in ids
+    names = {"ID": task, "COUNT": len(ids), "MIN": min(ids), "MAX": max(ids)}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()}
+
+
+def _range(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def test_a_job_has_the_directory_that_sweeper_gives_it(begun: Callable[..., str]):
+    assert begun("--limit", "3") == "all runs/mine"  # by the grid's name, not by its file's
+    assert begun(SWEEP_DIR="elsewhere") == "all elsewhere"
+    assert begun(SHARD="2/3") == "2/3 runs/mine-2-of-3"
+    for option in ("--sweep-dir=x", "--shard"):
+        assert begun(option, "1/2").startswith(f"error: {option}: given behind the grid")
+
+
+def test_an_arrays_tasks_have_the_shares_and_the_directories_that_sweeper_gives_them(
+    begun: Callable[..., str], tmp_path: Path
+):
+    assert begun(**array(1, "1-8")) == "1/8 runs/mine-1-of-8"
+    assert begun(**array(8, "1-8")) == "8/8 runs/mine-8-of-8"
+    assert begun(**array(1, "1")) == "1/1 runs/mine-1-of-1"
+    for there in ("mine-1-of-8", "mine-too-1-of-4"):
+        (tmp_path / "runs" / there).mkdir(parents=True)
+    assert begun(**array(2, "1-8")) == "2/8 runs/mine-2-of-8"
+    for text in ("3", "1,3", "1-3"):  # submitted again, a part of the eight
+        assert begun(**array(3 if "3" in text else 1, text), N_SHARDS="8").startswith("3/8 ")
+    assert begun(**array(1, "1-4"), N_SHARDS="4") == "1/4 runs/mine-1-of-4"
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "variables"),
+    [
+        (0, "0-7", {}),
+        (3, "3", {}),
+        (1, "1,3", {}),
+        (2, "2-8", {}),
+        (0, "0-7", {"N_SHARDS": "8"}),
+        (9, "9", {"N_SHARDS": "8"}),
+        (1, "1-8", {"N_SHARDS": "many"}),
+        (1, "1-8", {"SWEEP_DIR": "runs/one"}),
+    ],
+)
+def test_an_array_whose_shares_are_not_certain_is_refused(
+    begun: Callable[..., str], task: int, text: str, variables: dict[str, str]
+):
+    said = begun(**array(task, text), **variables)
+    assert said.startswith("error: ")
+    assert "\n\nhint: " in said
+
+
+def test_a_part_of_an_array_is_not_taken_for_a_smaller_one(
+    begun: Callable[..., str], tmp_path: Path
+):
+    (tmp_path / "runs" / "mine-5-of-8").mkdir(parents=True)
+    for text in ("1", "1-4"):
+        said = begun(**array(1, text))
+        assert "runs/mine-5-of-8 is there; N_SHARDS tells which" in said
 
 
 # --- Ray and Kubernetes ----------------------------------------------------------------------

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sweeper.doctor.demands import check_devices
-from sweeper.doctor.examine import NODE_SECONDS, Question, examine
-from sweeper.doctor.finding import Finding, passed, run_checks, warned
+from sweeper.doctor.examine import Question, examine
+from sweeper.doctor.finding import SLOW, Check, Finding, passed, refused, run_checks, warned
 from sweeper.doctor.machine import size
 from sweeper.doctor.nodes import ask_nodes, names_of
-from sweeper.doctor.place import Mark, marked
+from sweeper.doctor.place import UNREACHED, Mark, marked
+from sweeper.doctor.software import SLOW_IMPORT
 from sweeper.errors import SweeperError
 
 if TYPE_CHECKING:
@@ -24,9 +29,12 @@ T = TypeVar("T")
 Planning = Callable[[], "tuple[Plan, str, int]"]
 
 HERE = "where sweeper runs"  # the heading of what is no node's
-# For a node to answer, which takes a few: but from a network disk PyTorch is imported slowly.
-ANSWER_SECONDS = 45.0
+SECONDS = 15.0  # for one machine, but for the time that the plan of a large grid takes
+STORE_SECONDS = 5.0  # for the store to take a mark, or to let it be removed
+IMPORT_SECONDS = 7.0  # for PyTorch, before the plan needs it
 PLAN_SECONDS = 60.0  # that 100,000 trials may take
+LEAST_SECONDS = 6.0  # for a machine's own checks, whatever took how long before
+ANSWER_SECONDS = 45.0  # for a node of a cluster: most of it to start a worker, where it is busy
 
 
 def consult(
@@ -39,42 +47,74 @@ def consult(
     planning : makes a grid's plan; also the root of its store, and the processors of a slot.
     root : of the store, where it is known without the plan.
     address : of a cluster to ask; None for this machine.
-
-    Raises
-    ------
-    SweeperError, ClusterError : no cluster answers at the address, or it is lost on the way.
     """
     here: list[Finding] = []
+    started = time.monotonic()
     with contextlib.ExitStack() as stack:
         mark = _left(here, stack, root)
-        if root and not mark and planning:
-            here.append(warned("grid", "not planned: its store cannot be used", ""))
+        if planning and (why := _unplannable(root, mark)) is not None:
+            here.append(why)
             planning = None
         made, threads = None, 1
         planned = _tried(here, "grid", planning, PLAN_SECONDS) if planning else None
         if planned is not None:
             made, place, threads = planned
             mark = mark or _left(here, stack, place)
-            here += run_checks({"room": lambda: check_plan(made, place)}, NODE_SECONDS)
+            look = Check(lambda: check_plan(made, place), place)
+            here += run_checks(STORE_SECONDS, {"room": look})
         question = Question.of(made, threads, mark)
         if address is None:
+            seconds = max(LEAST_SECONDS, started + SECONDS - time.monotonic())
             here += _gpus_for(made, _n_gpus_here)
-            return {HERE: here + examine(question).findings}, 1
-        there = _on_cluster(address, question)
+            return {HERE: here + examine(question, seconds).findings}, 1
+        try:
+            there = _on_cluster(address, question)
+        except SweeperError as error:
+            return {HERE: [*here, refused("cluster", error)]}, 0
     here += _cluster(list(there), made, threads)
     names = names_of(list(there))
     return {HERE: here, **{names[node]: found for node, found in there.items()}}, len(there)
 
 
-def _tried(here: list[Finding], check: str, make: Callable[[], T], seconds: float) -> T | None:
-    """What is made; None where that fails, which is then a finding."""
+def _unplannable(root: str | None, mark: Mark | None) -> Finding | None:
+    """Why a grid is not to be planned, if so."""
+    if root and not mark:
+        return warned("grid", "not planned: its store cannot be used", "")
+    if _is_imported("torch"):
+        return None
+    text = f"not planned: importing PyTorch takes more than {IMPORT_SECONDS:.0f} s"
+    return warned("grid", text, SLOW_IMPORT)
+
+
+def _is_imported(name: str) -> bool:
+    """Whether a library is imported in time, or fails to be, which whoever needs it says."""
+
+    def run() -> None:
+        with contextlib.suppress(Exception, SystemExit):
+            importlib.import_module(name)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(IMPORT_SECONDS)
+    return not thread.is_alive()
+
+
+def _tried(
+    here: list[Finding],
+    name: str,
+    make: Callable[[], T],
+    seconds: float,
+    place: str = "",
+    cure: str = SLOW,
+) -> T | None:
+    """What is made; None where that fails or takes too long, which is then a finding."""
     made: list[T] = []
 
     def run() -> Iterator[Finding]:
         made.append(make())
         yield from ()
 
-    here += run_checks({check: run}, seconds)
+    here += run_checks(seconds, {name: Check(run, place, "fail", cure)})
     return made[0] if made else None
 
 
@@ -82,7 +122,12 @@ def _left(here: list[Finding], stack: contextlib.ExitStack, root: str | None) ->
     """The mark that the driver could leave in the store's place, until the stack is unwound."""
     if root is None:
         return None
-    return _tried(here, "store", lambda: stack.enter_context(marked(root)), NODE_SECONDS)
+    own = contextlib.ExitStack()
+    enter = partial(own.enter_context, marked(root))
+    mark = _tried(here, "store", enter, STORE_SECONDS, root, UNREACHED)
+    # In a thread: a place that has fallen silent is not waited for for ever.
+    stack.callback(_tried, [], "store", own.close, STORE_SECONDS)
+    return mark
 
 
 def check_plan(made: Plan, root: str) -> Iterator[Finding]:
@@ -110,7 +155,7 @@ def _gpus_for(made: Plan | None, n_gpus: Callable[[], int]) -> list[Finding]:
             check_devices(made.todo, n_gpus())
         yield from ()
 
-    return run_checks({"precision": check}, NODE_SECONDS)
+    return run_checks(LEAST_SECONDS, {"precision": Check(check, "asking PyTorch for GPUs")})
 
 
 def _n_gpus_here() -> int:

@@ -33,19 +33,17 @@ def check_devices(todo: Sequence[Trial], n_gpus: int) -> None:
     )
 
 
-def check_time_limit(made: Plan, rates: Rates, limit: float | None) -> None:
+def check_time_limit(made: Plan, rates: Rates, limit: float) -> None:
     """Refuse a limit in which no trial can end its first epoch, as far as earlier launches tell.
 
     Parameters
     ----------
-    limit : seconds that a trial may run; None for no limit.
+    limit : seconds that a trial may run.
 
     Raises
     ------
     SweeperError
     """
-    if limit is None:
-        return
     epochs = {trial.trial_id: trial.config.epochs for trial in made.todo}
     planned = made.work
     rows = zip(planned.ids, planned.shapes, planned.n_steps, planned.works, strict=True)

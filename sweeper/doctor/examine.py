@@ -17,19 +17,20 @@ from sweeper.doctor.machine import (
     check_shared_memory,
     check_temporary,
 )
-from sweeper.doctor.place import Mark, check_place
+from sweeper.doctor.place import UNREACHED, Mark, check_place
 from sweeper.doctor.software import (
+    SLOW_IMPORT,
     Versions,
     check_alike,
+    check_import,
     check_kernels,
-    check_torch,
     check_versions,
     versions,
 )
 from sweeper.plan import Plan, plug_in_hashes
 from sweeper.sections import DataConfig
 
-NODE_SECONDS = 12.0  # for all checks of a node
+Lane = dict[str, Check]  # checks that run one after another
 
 
 @dataclass(frozen=True)
@@ -72,36 +73,49 @@ class Reply:
     name: str
 
 
-def examine(question: Question, seconds: float = NODE_SECONDS) -> Reply:
-    """Look at this node."""
+def examine(question: Question, seconds: float) -> Reply:
+    """Look at this node, for at most so long."""
     name = f"{socket.gethostname()}-{uuid.uuid4().hex[:6]}"
-    checks: dict[str, Check] = _brief(question) if question.briefly else _all(question)
+    lanes = [_brief(question)] if question.briefly else _all(question)
     if question.mark is not None:
         mark = question.mark
-        checks["store"] = lambda: check_place(mark, name)
-    return Reply(run_checks(checks, seconds), name)
+        look = Check(lambda: check_place(mark, name), mark.place, "fail", UNREACHED)
+        lanes.append({"store": look})
+    return Reply(run_checks(seconds, *lanes), name)
 
 
-def _brief(question: Question) -> dict[str, Check]:
+def _brief(question: Question) -> Lane:
     return {
-        "versions": lambda: check_alike(question.versions),
-        "plug-ins": lambda: check_plug_ins(question.plug_ins),
-        "data": lambda: check_data(question.data, verify=False),
+        "versions": Check(lambda: check_alike(question.versions)),
+        **_inputs(question, verify=False),
     }
 
 
-def _all(question: Question) -> dict[str, Check]:
-    return {
-        "versions": lambda: check_versions(question.versions),
-        "memory": lambda: check_memory(question.threads),
-        "open files": check_open_files,
-        "shared memory": check_shared_memory,
-        "temporary files": check_temporary,
-        "ray's folder": check_ray_folder,
-        "ray clusters": check_clusters,
-        "torch": lambda: check_torch(question.versions),
-        "distances": check_kernels,
-        "gpu": check_gpus,
-        "plug-ins": lambda: check_plug_ins(question.plug_ins),
-        "data": lambda: check_data(question.data, verify=True),
+def _all(question: Question) -> list[Lane]:
+    """What imports PyTorch is one lane: it is imported once, and two threads would get mixed up."""
+    machine = {
+        "versions": Check(lambda: check_versions(question.versions)),
+        "memory": Check(lambda: check_memory(question.threads)),
+        "open files": Check(check_open_files),
+        "shared memory": Check(check_shared_memory),
+        "temporary files": Check(check_temporary),
+        "ray's folder": Check(check_ray_folder),
+        "ray clusters": Check(check_clusters),
     }
+    libraries = {
+        "torch": _imported("torch", question),
+        "distances": Check(check_kernels, "importing its kernels", cure=SLOW_IMPORT),
+        **_inputs(question, verify=True),
+        "torchvision": _imported("torchvision", question),  # the slowest, which holds up no other
+    }
+    return [machine, libraries, {"gpu": Check(check_gpus, "PyTorch with this machine's GPUs")}]
+
+
+def _imported(name: str, question: Question) -> Check:
+    return Check(lambda: check_import(name, question.versions), "importing it", cure=SLOW_IMPORT)
+
+
+def _inputs(question: Question, verify: bool) -> Lane:
+    plug_ins = Check(lambda: check_plug_ins(question.plug_ins), "importing them")
+    data = Check(lambda: check_data(question.data, verify), "reading it")
+    return {"plug-ins": plug_ins, "data": data}

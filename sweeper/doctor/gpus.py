@@ -16,6 +16,7 @@ from typing import Any
 
 from sweeper.attempt import CONTEXT_BYTES
 from sweeper.doctor.finding import Finding, failed, passed, warned
+from sweeper.errors import first_line
 
 ASK_SECONDS = 30.0
 TAKEN = 0.1  # of a GPU's memory by others, from which on that is worth a word
@@ -82,7 +83,7 @@ def seen_by_torch() -> dict[str, Any]:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         found["gpus"] = [_seen(index) for index in range(torch.cuda.device_count())]
     except Exception as error:  # an old driver, a broken one, none that is let in
-        found["problem"] = _first_line(error)
+        found["problem"] = first_line(error)
     return found
 
 
@@ -96,12 +97,8 @@ def _seen(index: int) -> dict[str, Any]:
         found["free"], found["total"] = torch.cuda.mem_get_info(index)
         torch.ones(2, device=f"cuda:{index}").sum().item()
     except Exception as error:  # no code for its architecture, in use by another, broken
-        found["problem"] = _first_line(error)
+        found["problem"] = first_line(error)
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _asked() -> dict[str, Any]:

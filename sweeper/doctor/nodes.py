@@ -15,11 +15,12 @@ from sweeper.doctor.place import unseen, unseen_finding
 if TYPE_CHECKING:
     from sweeper.schedule.cluster import Answer, Node
 
-LOOKING = 0.7  # of a node's time is for what it looks at, the rest to start a worker
-CLOCK_SECONDS = 10.0
+LOOKING = 1 / 3  # of a node's time is for what it looks at, the rest to start a worker
+CLOCK_SECONDS = 3.0  # for a node that has just answered
 SKEW_WARNED, SKEW_FAILED = 1.0, 30.0  # seconds; a driver's heartbeat counts as dead after 60
 
 _CLOCK = "have chrony or ntpd set its clock: a driver that seems dead may be replaced"
+_NO_CLOCK = warned("clock", f"not told within {CLOCK_SECONDS:.0f} s: the node is busy", _CLOCK)
 _NO_ANSWER = (
     "see that the node is up and not overloaded, and that sweeper and what it needs are installed "
     "alike on every node"
@@ -39,9 +40,10 @@ def ask_nodes(question: Question, seconds: float) -> dict[Node, list[Finding]]:
     found = {answer.node: _said(answer) for answer in answers}
     for node, finding in _unseen(question, answers):
         found[node].append(finding)
-    for node, finding in _clocks():
-        if node in found:
-            found[node].append(finding)
+    clocks = dict(_clocks())
+    for answer in answers:
+        if answer.said is not None:
+            found[answer.node].append(clocks.get(answer.node, _NO_CLOCK))
     return found
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sweeper.doctor.finding import Finding, failed, passed, warned
 from sweeper.errors import SweeperError
+from sweeper.room import check_path, existing
 from sweeper.store.objects import Objects, open_objects
 
 SEE_SECONDS = 5.0  # in which what one node wrote is to be seen by another: NFS caches
@@ -26,6 +27,10 @@ BYTES = 1024
 _DRIVERS = "driver"
 _ELSEWHERE = "use a folder that all nodes share, or `--store s3://bucket/prefix`"
 _CONDITIONAL = "a service with conditional writes (`If-None-Match`), in a version that has them"
+UNREACHED = (
+    "of a folder, see that its disk is mounted and answers; of a bucket, that the network, the "
+    "region and AWS_ENDPOINT_URL are right"
+)
 _READ_ONLY = "mount it so that it can be written, mind owner and quota, or choose another place"
 
 
@@ -56,7 +61,7 @@ def marked(root: str) -> Iterator[Mark]:
 
     Raises
     ------
-    SweeperError : it cannot be written there.
+    SweeperError : it cannot be written there, or no folder can be there.
     """
     mark = Mark(_nearest(root), f"doctor-{secrets.token_hex(6)}", secrets.token_hex(16))
     try:
@@ -74,8 +79,8 @@ def _nearest(root: str) -> str:
     """The root, or for a folder that is still to be made the nearest above it."""
     if "://" in root:
         return root
-    folder = Path(root).absolute()
-    return str(next(path for path in (folder, *folder.parents) if path.exists()))
+    check_path(Path(root))
+    return str(existing(Path(root)))
 
 
 def check_place(mark: Mark, name: str) -> Iterator[Finding]:

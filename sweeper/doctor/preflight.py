@@ -80,7 +80,12 @@ class Preflight:
             question = Question.of(self.made, self.threads, mark, briefly=True)
             found = ask_nodes(question, ANSWER_SECONDS)
         names = names_of(list(found))
-        self.judge({names[node]: found[node] for node in with_slots(list(found), self.threads)})
+        roomy = with_slots(list(found), self.threads)
+        if not roomy:
+            self.say(
+                "no node for trials yet: of those that join, the code is checked when a slot starts"
+            )
+        self.judge({names[node]: found[node] for node in roomy})
 
     def judge(self, found: Found) -> None:
         """Refuse what the nodes that can run trials have found, by name, or warn of it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata, util
 
@@ -16,6 +17,13 @@ Versions = Mapping[str, str]  # by package, of `python`, too; empty where it is 
 _COMPARED = ("sweeper", "python", "ray", "torch", "torchvision", "numpy")
 _ALIKE = "install the same versions on every node, as from one image or one environment"
 _TOGETHER = "`pip install --force-reinstall torch torchvision` installs two that fit"
+SLOW_IMPORT = (
+    "have the environment on the node's own disk, or in an image, if every run is to be spared it; "
+    "asked again at once, what was read is still in memory"
+)
+SLOW_SECONDS = 5.0  # of an import: every worker that starts takes so long
+
+_COMPILER = "have gcc or Clang, with C's headers, and install `sweeper` again"
 _NO_RAY = "`pip install 'ray[tune]'`; without it there is `--executor local` alone"
 
 
@@ -77,27 +85,33 @@ def _unmet() -> Iterator[str]:
             yield f"{needed.name} {there} is installed, {needed.name}{needed.specifier} is needed"
 
 
-def check_torch(drivers: Versions) -> Iterator[Finding]:
-    """That PyTorch and torchvision can be imported: one built for another PyTorch cannot."""
-    for name in ("torch", "torchvision"):
-        try:
-            module = importlib.import_module(name)
-        except Exception as error:  # a library that does not fit raises what it likes
-            said = " ".join(str(error).split())
-            yield failed(name, f"importing it raised {type(error).__name__}: {said}", _TOGETHER)
-            continue
-        version = str(module.__version__)
-        compared = _differing(name, versions()[name], drivers)
-        yield compared or passed(name, version)
+def check_import(name: str, drivers: Versions) -> Iterator[Finding]:
+    """That PyTorch or torchvision can be imported: one built for another PyTorch cannot."""
+    started = time.monotonic()
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # a library that does not fit raises what it likes
+        said = " ".join(str(error).split())
+        yield failed(name, f"importing it raised {type(error).__name__}: {said}", _TOGETHER)
+        return
+    took, version = time.monotonic() - started, str(module.__version__)
+    if (compared := _differing(name, versions()[name], drivers)) is not None:
+        yield compared
+    elif took > SLOW_SECONDS:
+        yield warned(name, f"{version}, and importing it took {took:.1f} s", SLOW_IMPORT)
+    else:
+        yield passed(name, version)
 
 
 def check_kernels() -> Iterator[Finding]:
     """What distances are computed with, and whether Triton is there for GPUs and `compile`."""
-    from analysis.bhattacharyya import KERNELS
+    from analysis.bhattacharyya import cpu
 
-    compiled = [name for name in KERNELS if name not in ("auto", "portable", "reference")]
-    text = ", ".join(compiled) if compiled else "portable (torch); no compiled one in this version"
-    yield passed("distances", text)
+    if reason := cpu.missing():
+        text = f"PyTorch computes them, several times as long as the C kernel: {reason}"
+        yield warned("distances", text, _COMPILER)
+    else:
+        yield passed("distances", f"C kernel, {cpu.INSTRUCTIONS[cpu.lanes()]}")
     yield _triton()
 
 

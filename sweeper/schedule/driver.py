@@ -141,7 +141,7 @@ def drive(
                 executor.run(orders, scribe.take, should_stop, rules)
                 # What a cluster has is known only when it is up.
                 devices = {"n_slots": executor.n_slots, "n_gpus": executor.n_gpus}
-                scribe.write("ended", **_reason(counts), **devices)
+                scribe.write("ended", **_reason(counts, stop.is_asked), **devices)
             finally:
                 scribe.close()
         with room_or_not(), contextlib.suppress(UnavailableStoreError):
@@ -165,12 +165,12 @@ def _has_failed(found: Mapping[str, Any]) -> bool:
     return found.get("state") in ("failed", "retried")
 
 
-def _reason(counts: Counts) -> dict[str, str]:
-    """How a launch ended, as the journal has it."""
+def _reason(counts: Counts, is_asked: bool) -> dict[str, Any]:
+    """How a launch ended, as the journal has it; `asked` by `sweeper stop`, it is not to go on."""
     if counts.halt is not None:
         return {"reason": "halted", "signature": counts.halt.failure.signature}
     if counts.n_ended < counts.n_todo:
-        return {"reason": "stopped"}
+        return {"reason": "stopped", **({"asked": True} if is_asked else {})}
     return {"reason": "failures" if counts.n_failed else "complete"}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sweeper.errors import SweeperError
+from sweeper.errors import SweeperError, first_line
 
 ANSWER_SECONDS = 10.0  # in which something must answer at the address
 
@@ -72,9 +72,8 @@ def _refusal(address: str, error: Exception) -> SweeperError | None:
         return SweeperError("--address", found, "a host that is one of the cluster's", hint)
     if not isinstance(error, (ConnectionError, ValueError)):
         return None
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
     last = str(error.__cause__ or "").strip().splitlines()[-1:]
-    return _no_cluster(address, ": ".join([first, *last]))
+    return _no_cluster(address, ": ".join([first_line(error), *last]))
 
 
 def _no_cluster(address: str, found: str) -> SweeperError:

@@ -35,9 +35,14 @@ class Stop:
         now = time.monotonic()
         if not self._set and now - self._looked >= LOOK_SECONDS:
             self._looked = now
-            self._set = os.path.exists(self._request)  # and not an error of a network disk
+            self._set = self.is_asked
         self._set = self._set or now >= self._deadline
         return self._set
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a person asks for it, also where it drains already for another reason."""
+        return os.path.exists(self._request)  # and not an error of a network disk
 
     def signalled(self, number: int, frame: FrameType | None) -> None:
         """Take a signal; the second SIGINT ends the process."""

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -17,6 +16,7 @@ from typing import Any
 
 from sweeper.duration import duration
 from sweeper.errors import StoreError, SweepDirError
+from sweeper.say import say
 from sweeper.store.objects import Objects
 from sweeper.sweep_dir import STALE_SECONDS, name_of
 
@@ -150,7 +150,7 @@ def _listen(objects: Objects, data: bytes, allowed: str) -> None:
     Looks are counted: a machine that was suspended meanwhile does not take the others for dead.
     """
     where, said = objects.location, f"its driver, {name_of(_claim_of(data))}, is alive"
-    print(f"{where}: waiting up to {STALE_SECONDS:g} s to see whether {said}", file=sys.stderr)
+    say(f"{where}: waiting up to {STALE_SECONDS:g} s to see whether {said}")
     for _ in range(math.ceil(STALE_SECONDS / LOOK_SECONDS)):
         _pause(LOOK_SECONDS)
         now = objects.find(DRIVER)

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from sweeper.config import schema
-from sweeper.errors import SweeperError, nearest
+from sweeper.errors import SweeperError, first_line, nearest
 from sweeper.store.moments import MOMENT_COLUMNS
 from sweeper.store.schema import LOG_PROB_MIN, Array, SnapshotHashes, digest
 from sweeper.store.writer import ROW_SUM_TOLERANCE
@@ -125,7 +125,7 @@ def _read(path: Path) -> tuple[dict[str, Array], str]:
     except SweeperError:
         raise
     except Exception as error:  # a damaged archive raises nearly anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise SweeperError("arrays", f"cannot be read ({reason})", "an .npz file") from error
 
 

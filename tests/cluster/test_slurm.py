@@ -36,6 +36,8 @@ from torch import nn
 class Paced(nn.Sequential):
     def forward(self, images):
         if self.training:
+            while os.path.exists("hang"):
+                time.sleep(0.1)
             time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
         return super().forward(images)
 
@@ -65,7 +67,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "launch").symlink_to(ROOT / "launch")
     (folder / "paced.py").write_text(MODEL)
     (folder / "grids").mkdir()
-    (folder / "grids" / "paced.yaml").write_text(GRID)
+    (folder / "grids" / "slow.yaml").write_text(GRID)
     return folder
 
 
@@ -73,6 +75,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(project: Path) -> Iterator[Path]:
     """Where sweeps go, emptied after each test."""
     yield project / "runs"
+    (project / "hang").unlink(missing_ok=True)
     shutil.rmtree(project / "runs", ignore_errors=True)
 
 
@@ -80,7 +83,7 @@ def runs(project: Path) -> Iterator[Path]:
 def undisturbed(project: Path) -> Mapping[str, str]:
     """The digests of the sweep where nothing befalls it and nothing is waited for."""
     folder = project / "undisturbed"
-    arguments = ["launch", "grids/paced.yaml", "--executor", "local", "--sweep-dir", str(folder)]
+    arguments = ["launch", "grids/slow.yaml", "--executor", "local", "--sweep-dir", str(folder)]
     subprocess.run([SWEEPER, *arguments, "-y"], cwd=project, check=True, capture_output=True)
     return digests(folder)
 
@@ -122,7 +125,7 @@ def test_a_job_that_its_time_limit_cuts_off_is_requeued_and_ends_as_if_undisturb
 ):
     folder = runs / "paced"
     limits = ["--nodes=2", "--time=10", "--signal=B:USR1@120"]
-    script = ["launch/slurm.sbatch", "grids/paced.yaml", "--checkpoint-every", "1"]
+    script = ["launch/slurm.sbatch", "grids/slow.yaml", "--checkpoint-every", "1"]
     job = cluster.submit(project, *limits, *script, **PACED)
     log = folder / f"slurm-{job}.log"
     until(lambda: len(list(folder.glob("checkpoints/*/*.pt"))) >= 2, 300, log)  # steps were made
@@ -149,9 +152,9 @@ def test_a_job_that_its_time_limit_cuts_off_is_requeued_and_ends_as_if_undisturb
 def test_the_tasks_of_an_array_run_the_sweep_between_them(
     cluster: Slurm, project: Path, runs: Path, undisturbed: Mapping[str, str]
 ):
-    script = ["launch/slurm-array.sbatch", "grids/paced.yaml"]
-    job = cluster.submit(project, "--array=0-1", "--time=10", *script, GRACE="30")
-    ended = [cluster.wait(f"{job}_{task}", ["COMPLETED", "FAILED"], 300) for task in (0, 1)]
+    script = ["launch/slurm-array.sbatch", "grids/slow.yaml"]
+    job = cluster.submit(project, "--array=1-2", "--time=10", *script, GRACE="30")
+    ended = [cluster.wait(f"{job}_{task}", ["COMPLETED", "FAILED"], 300) for task in (1, 2)]
     logs = [path.read_text() for path in runs.glob("paced-*/slurm-*.log")]
     assert [task["JobState"] for task in ended] == ["COMPLETED", "COMPLETED"], "\n".join(logs)
     first, second = (digests(runs / f"paced-{share}-of-2") for share in (1, 2))
@@ -164,7 +167,7 @@ def test_the_tasks_of_an_array_run_the_sweep_between_them(
 def test_a_preempted_job_makes_room_and_comes_back_and_a_stopped_one_does_not(
     cluster: Slurm, project: Path, runs: Path
 ):
-    script = ["launch/slurm.sbatch", "grids/paced.yaml", "--checkpoint-every", "1"]
+    script = ["launch/slurm.sbatch", "grids/slow.yaml", "--checkpoint-every", "1"]
     job = cluster.submit(project, "--time=30", *script, **PACED)
     folder = runs / "paced"
     log = folder / f"slurm-{job}.log"
@@ -183,10 +186,55 @@ def test_a_preempted_job_makes_room_and_comes_back_and_a_stopped_one_does_not(
     check_nothing_is_left(job)
 
 
+def hanging(cluster: Slurm, project: Path, runs: Path) -> str:
+    """The number of a job whose trial does not end its step, and that is told to drain."""
+    script = ["launch/slurm.sbatch", "grids/slow.yaml", "--checkpoint-every", "1"]
+    job = cluster.submit(project, "--time=30", *script, **PACED)
+    folder = runs / "paced"
+    log = folder / f"slurm-{job}.log"
+    until(lambda: list(folder.glob("checkpoints/*/*.pt")), 300, log)
+    (project / "hang").touch()
+    _, minutes, _ = cluster.job(job)["RunTime"].split(":")
+    cluster.limit(job, int(minutes) + 1)  # in a minute at most
+    cluster.run("scancel", "--signal=USR1", "--batch", job)
+    return job
+
+
+def test_a_job_whose_trial_hangs_at_its_limit_is_requeued_all_the_same(
+    cluster: Slurm, project: Path, runs: Path
+):
+    job = hanging(cluster, project, runs)
+    log = runs / "paced" / f"slurm-{job}.log"
+    until(lambda: cluster.job(job)["Restarts"] == "1", 120, log)
+    cluster.run("scancel", job)
+    assert "killed: a trial does not end its step" in log.read_text()
+    assert not events(runs / "paced", "stopped", "ended")
+
+
+def test_a_job_that_is_stopped_while_it_drains_is_not_requeued(
+    cluster: Slurm, project: Path, runs: Path
+):
+    job = hanging(cluster, project, runs)
+    folder = runs / "paced"
+    with subprocess.Popen([SWEEPER, "stop", folder], cwd=project, stderr=subprocess.PIPE) as stop:
+        until((folder / "stop.request").exists, 30, folder / f"slurm-{job}.log")
+        (project / "hang").unlink()
+        _, said = stop.communicate(timeout=120)
+    ended = cluster.wait(job, ["COMPLETED", "FAILED", "PENDING"], 150)
+    log = (folder / f"slurm-{job}.log").read_text()
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "4:0"), log
+    assert ended["Restarts"] == "0"
+    assert b"stopped: " in said
+    (drained,) = events(folder, "ended")
+    assert (drained["reason"], drained["asked"]) == ("stopped", True)
+    check_nothing_is_left(job)
+
+
 def test_what_is_wrong_with_a_grid_ends_its_job_with_the_sweeps_own_code(
     cluster: Slurm, project: Path, runs: Path
 ):
     job = cluster.submit(project, "--time=30", "launch/slurm.sbatch", "grids/none.yaml")
     ended = cluster.wait(job, ["COMPLETED", "FAILED"], 200)
     assert (ended["ExitCode"], ended["Restarts"]) == ("2:0", "0")
-    assert "grids/none.yaml: " in (runs / "none" / f"slurm-{job}.log").read_text()
+    assert "error: grids/none.yaml: " in (project / f"slurm-{job}.out").read_text()
+    assert not runs.exists()

@@ -68,6 +68,21 @@ def test_version_is_printed(here):
     assert here("--version").stdout == f"sweeper {__version__}\n"
 
 
+ASCII = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""},
+]
+
+
+@pytest.mark.parametrize("locale", ASCII)
+def test_a_terminal_that_knows_ascii_alone_is_shown_all_else(locale, tmp_path):
+    grid = tmp_path / "g.yaml"
+    grid.write_text(GRID.replace("[fc, cnn]", "[wrn]\n  model.depth: [7]"))
+    done = sweeper("doctor", grid.name, cwd=tmp_path, **locale)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "6 n + 4 is needed: 10, 16, 22, 28, 40, ?" in done.stdout
+
+
 def test_every_command_has_help(here, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NO_COLOR", "1")
     commands = ["plan", "launch", "resume", "status", "verify"]

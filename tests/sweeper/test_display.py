@@ -11,7 +11,7 @@ from sweeper import display as display_module
 from sweeper.attempt import Outcome, Progress, Waiting
 from sweeper.display import _Lines, _View, display
 from sweeper.launch_cli import _conclude
-from sweeper.schedule.executor import Avoided, Halt, Packed, Retry
+from sweeper.schedule.executor import Avoided, Halt, Packed, Retry, Stranded
 from sweeper.schedule.retry import Failure
 from sweeper.schedule.scribe import Counts, Running
 from sweeper.sweep_dir import SweepDir
@@ -82,6 +82,10 @@ def test_failures_alike_are_said_once_for_each_fate(shown, counts):
         (
             Avoided("id", "node3", "3 trials failed there", ("t1",), "a bug"),
             "node3 is avoided: 3 trials failed there (a bug)",
+        ),
+        (
+            Stranded(("B", "C"), ("vit b64",), 2),
+            "2 trials wait for a GPU of kind `B`, `C`, which no node has: `vit b64`",
         ),
         (Halt(failure(TRIALS[0]), 10), "10 trials in a row failed alike; stopping"),
         (

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from sweeper.doctor import consult
 from tests.s3_server import answering
 
 GRID = {"axes": {"seed": [0, 1]}}
@@ -188,17 +191,99 @@ def test_a_time_limit_that_is_too_short_is_refused_before_slots_are_started(
     assert "hint: " in done.stderr
 
 
-def test_no_cluster_at_the_address_is_the_same_error_as_of_a_launch(here, grid_file, tmp_path):
+@pytest.fixture
+def nowhere():
+    """An address where nothing answers."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{closed.getsockname()[1]}"
-    grid = grid_file(**GRID)
-    doctor = here("doctor", grid, "--address", address, "--sweep-dir", tmp_path / "s")
-    assert doctor.returncode == 2
-    assert doctor.stdout == ""
-    assert doctor.stderr.startswith(f"error: --address: no cluster at `{address}` (nothing answers")
-    launch = here("launch", grid, "--address", address, "--sweep-dir", tmp_path / "s", "-y")
-    assert launch.stderr.endswith(doctor.stderr)
+        return f"127.0.0.1:{closed.getsockname()[1]}"
+
+
+def test_no_cluster_at_the_address_is_the_same_error_as_of_a_launch(
+    here, doctor, grid_file, tmp_path, nowhere
+):
+    asked = (grid_file(**GRID), "--address", nowhere, "--sweep-dir", tmp_path / "s")
+    done, found = doctor(*asked)
+    assert done.returncode == 2
+    assert found["cluster"]["verdict"] == "fail"
+    assert found["grid"]["verdict"] == "pass"
+    error = found["cluster"]["text"]
+    assert error.startswith(f"--address: no cluster at `{nowhere}` (nothing answers")
+    said = here("launch", *asked, "-y").stderr
+    assert said.endswith(f"error: {error}\n\nhint: {found['cluster']['cure']}\n")
+
+
+def test_a_share_is_looked_at_as_it_would_be_launched(doctor, grid_file):
+    grid = grid_file(axes={"seed": {"range": [0, 20]}})
+    numbers = []
+    for number in (1, 2):
+        _, found = doctor(grid, "--shard", f"{number}/2")
+        numbers.append(int(found["grid"]["text"].partition(" trials")[0]))
+    assert sum(numbers) == 20
+    assert all(numbers)
+
+
+@pytest.mark.parametrize("option", [("--shard", "1/2"), ("--set", "epochs=1")])
+def test_what_is_of_a_grid_is_refused_without_one(here, option):
+    done = here("doctor", *option)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {option[0]}: given without a grid")
+
+
+def test_a_folder_below_a_file_is_refused_with_what_may_be_there(doctor, here, grid_file, tmp_path):
+    grid, file = grid_file(**GRID), tmp_path / "file"
+    file.write_text("")
+    error = f"{file / 'x'}: `{file}` is a file; a folder, there or still to be made"
+    for arguments in (
+        ["--sweep-dir", file / "x"],
+        ["--store", file / "x"],
+        [grid, "--sweep-dir", file / "x"],
+    ):
+        done, found = doctor(*arguments)
+        assert done.returncode == 2
+        assert found["store"]["text"] == error
+        assert found["store"]["cure"]
+    launch = here("launch", grid, "--sweep-dir", file / "x", "-y")
+    assert launch.returncode == 2
+    assert f"error: {error}\n\nhint: " in launch.stderr
+
+
+@pytest.fixture
+def silent():
+    """The endpoint of a service that takes connections and never says a word."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_bucket_that_does_not_answer_is_named_and_the_rest_goes_on(
+    doctor, grid_file, s3_url, silent, monkeypatch
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", silent)
+    monkeypatch.setattr(consult, "STORE_SECONDS", 0.5)
+    done, found = doctor(grid_file(**GRID), "--store", s3_url)
+    assert done.returncode == 2
+    assert found["store"]["text"].startswith(f"{s3_url}: no answer within ")
+    assert "AWS_ENDPOINT_URL" in found["store"]["cure"]
+    assert found["grid"]["verdict"] == "warn"
+    assert found["torch"]["verdict"] == "pass"
+
+
+def test_a_grid_is_not_planned_while_pytorch_is_still_imported(doctor, grid_file, monkeypatch):
+    end, real = threading.Event(), importlib.import_module
+    monkeypatch.setattr(consult, "IMPORT_SECONDS", 0.1)
+    monkeypatch.setattr(importlib, "import_module", lambda name: end.wait() and real(name))
+    monkeypatch.setattr(consult, "SECONDS", 0.0)
+    monkeypatch.setattr(consult, "LEAST_SECONDS", 3.0)
+    done, found = doctor(grid_file(**GRID))
+    end.set()
+    assert done.returncode == 0
+    assert (found["grid"]["verdict"], found["torch"]["verdict"]) == ("warn", "warn")
+    assert "importing PyTorch takes more than" in found["grid"]["text"]
+    assert found["torch"]["text"] == "importing it: no answer within 3 s"
+    assert found["data"]["text"] == "not looked at: `torch` before it took too long"
+    assert found["memory"]["text"]
 
 
 def test_what_a_plug_in_prints_is_no_finding(doctor, grid_file, without, tmp_path, monkeypatch):

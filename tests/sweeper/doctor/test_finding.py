@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from sweeper.doctor.finding import attempt, failed, passed, run_checks
+from sweeper.doctor.finding import Check, attempt, failed, passed, run_checks
 from sweeper.errors import PlanError
 
 
@@ -36,22 +37,57 @@ def test_an_exception_is_a_finding_beside_those_before_it(error, text, cure):
 
 def test_no_failure_stops_another_check():
     checks = {
-        "one": raising(ValueError("bad")),
-        "two": lambda: [passed("two", "fine"), failed("more", "not fine", "mend it")],
+        "one": Check(raising(ValueError("bad"))),
+        "two": Check(lambda: [passed("two", "fine"), failed("more", "not fine", "mend it")]),
     }
-    found = run_checks(checks, 60)
+    found = run_checks(60, checks)
     assert [finding.check for finding in found] == ["before", "one", "two", "more"]
 
 
-def test_a_check_that_hangs_fails_and_those_after_it_are_not_begun():
-    end, begun = threading.Event(), []
+@pytest.fixture
+def hang():
+    """A check that finds something and then ends no sooner than the test."""
+    end = threading.Event()
 
-    def hang():
+    def look():
+        yield passed("first", "in time")
         end.wait()
         yield passed("hangs", "too late to be heard")
 
-    found = run_checks({"hangs": hang, "after": lambda: begun.append(1) or ()}, 0.05)
-    assert [(one.check, one.verdict) for one in found] == [("hangs", "fail"), ("after", "warn")]
-    assert "no answer within" in found[0].text
+    yield look
     end.set()
+
+
+def test_a_check_that_hangs_is_named_with_its_place_and_those_behind_it_are_not_begun(hang):
+    begun = []
+    late = Check(hang, "s3://bucket", "fail", "mend the network")
+    first, late, after = run_checks(
+        0.05, {"hangs": late, "after": Check(lambda: begun.append(1) or ())}
+    )
+    assert first == passed("first", "in time")
+    assert late == failed("hangs", "s3://bucket: no answer within 0 s", "mend the network")
+    assert (after.check, after.verdict) == ("after", "warn")
+    assert "`hangs` before it took too long" in after.text
     assert not begun
+
+
+def test_what_hangs_holds_up_no_other_lane_and_slow_is_a_warning(hang):
+    ended = threading.Event()
+
+    def look():
+        ended.set()
+        yield passed("other", "fine")
+
+    found = run_checks(0.2, {"hangs": Check(hang)}, {"other": Check(look)})
+    assert ended.is_set()
+    assert [(one.check, one.verdict) for one in found] == [
+        ("first", "pass"),
+        ("hangs", "warn"),
+        ("other", "pass"),
+    ]
+
+
+def test_lanes_together_take_no_longer_than_one(hang):
+    started = time.monotonic()
+    run_checks(0.3, *({f"{number}": Check(hang)} for number in range(10)))
+    assert time.monotonic() - started < 2.0

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeper.doctor import place
+from sweeper.doctor import nodes, place
 from sweeper.doctor.examine import Question
 from sweeper.doctor.nodes import SKEW_FAILED, SKEW_WARNED, ask_nodes, clock, names_of
 from sweeper.doctor.place import marked
@@ -72,6 +72,17 @@ def test_a_clock_that_is_wrong_is_told_of_its_node(nodes_answer, question):
     assert briefly(found[good]) == [("clock", "pass")]
     assert briefly(found[bad]) == [("clock", "fail")]
     assert "100.0 s behind the driver's" in found[bad][0].text
+
+
+def test_a_clock_that_is_not_told_in_time_is_said_to_be(nodes_answer, question, monkeypatch):
+    ours = [node("a"), node("bb")]
+    nodes_answer(dict.fromkeys(ours, contextlib.nullcontext))
+    monkeypatch.setattr(nodes, "_clocks", lambda: iter([(ours[0], clock(0.0, 0.0, 0.0))]))
+    found = ask_nodes(question, 60)
+    assert [briefly(findings) for findings in found.values()] == [
+        [("clock", "pass")],
+        [("clock", "warn")],
+    ]
 
 
 def _named_again(what):

@@ -106,6 +106,14 @@ def test_a_cluster_is_asked_and_the_store_left_as_it_was(preflight, nodes_answer
     assert not list(tmp_path.iterdir())
 
 
+def test_a_cluster_that_has_no_node_for_trials_yet_is_said_to_be_unchecked(preflight, nodes_answer):
+    head = node("head", 0)
+    nodes_answer({head: contextlib.nullcontext})
+    preflight(may_grow=True)([head])
+    (said,) = preflight.said
+    assert said.startswith("no node for trials yet: ")
+
+
 def test_a_node_without_the_data_stops_the_launch(
     preflight, nodes_answer, tmp_path_factory, monkeypatch
 ):
@@ -184,7 +192,7 @@ def test_a_time_limit_shorter_than_an_epoch_is_refused_where_that_is_known():
     check_time_limit(made, rates, 1.0)
     only = plan_of(short)
     rates = Rates(only.work, measured)
-    for limit in (5.0, 60.0, None):
+    for limit in (5.0, 60.0):
         check_time_limit(only, rates, limit)
     with pytest.raises(SweeperError) as refused:
         check_time_limit(only, rates, 4.9)

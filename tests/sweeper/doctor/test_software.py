@@ -7,11 +7,14 @@ from importlib import metadata
 
 import pytest
 
+from analysis.bhattacharyya import cpu
 from sweeper.doctor import software
 from sweeper.doctor.software import (
+    SLOW_IMPORT,
+    SLOW_SECONDS,
     check_alike,
+    check_import,
     check_kernels,
-    check_torch,
     check_versions,
     versions,
 )
@@ -25,7 +28,8 @@ def verdicts(findings):
 def test_what_runs_here_fits_itself():
     here = versions()
     assert set(verdicts(check_versions(here)).values()) == {"pass"}
-    assert set(verdicts(check_torch(here)).values()) == {"pass"}
+    for name in ("torch", "torchvision"):
+        assert verdicts(check_import(name, here)) == {name: "pass"}
     assert list(check_alike(here)) == []
 
 
@@ -36,8 +40,8 @@ def test_another_version_than_the_drivers_is_named(name):
     (found,) = check_alike(drivers)
     assert (found.check, found.verdict) == (name, "fail")
     assert f"{here[name]}, but 0.0.1 where it is started" in found.text
-    check = check_torch if "torch" in name else check_versions
-    assert verdicts(check(drivers))[name] == "fail"
+    found = check_import(name, drivers) if "torch" in name else check_versions(drivers)
+    assert verdicts(found)[name] == "fail"
 
 
 def test_what_the_preflight_lets_pass_slots_accept():
@@ -85,18 +89,31 @@ def test_a_torchvision_built_for_another_torch_is_told(monkeypatch):
         return real(name)
 
     monkeypatch.setattr(importlib, "import_module", fake)
-    torch, torchvision = check_torch(versions())
-    assert torch.verdict == "pass"
+    (torchvision,) = check_import("torchvision", versions())
     assert torchvision.verdict == "fail"
     assert "torchvision::nms" in torchvision.text
     assert "torch torchvision" in torchvision.cure
 
 
-def test_the_kernels_are_those_that_distances_use(monkeypatch):
-    assert verdicts(check_kernels())["distances"] == "pass"
-    monkeypatch.setattr("analysis.bhattacharyya.KERNELS", ("auto", "cpu", "portable", "reference"))
+def test_an_import_that_takes_long_is_worth_a_warning(monkeypatch):
+    moments = iter([100.0, 100.0 + SLOW_SECONDS + 8])
+    monkeypatch.setattr(software.time, "monotonic", lambda: next(moments))
+    (found,) = check_import("torchvision", versions())
+    assert (found.verdict, found.cure) == ("warn", SLOW_IMPORT)
+    assert found.text.endswith("and importing it took 13.0 s")
+
+
+def test_the_instructions_of_the_distance_kernel_are_told_or_why_there_is_none(monkeypatch):
+    monkeypatch.setattr(cpu, "missing", lambda: None)
+    monkeypatch.setattr(cpu, "lanes", lambda: 8)
     distances, _ = check_kernels()
-    assert distances.text == "cpu"
+    assert (distances.verdict, distances.text) == ("pass", "C kernel, AVX2")
+    monkeypatch.setattr(cpu, "missing", lambda: "it was not compiled")
+    distances, _ = check_kernels()
+    assert (distances.check, distances.verdict) == ("distances", "warn")
+    assert "PyTorch" in distances.text
+    assert distances.text.endswith("it was not compiled")
+    assert "gcc" in distances.cure
 
 
 def test_triton_is_there_or_says_why_not(monkeypatch):

@@ -228,6 +228,7 @@ def test_a_launch_that_is_over_its_time_drains(tmp_path: Path, make_trial: Calla
     assert (counts.n_stopped, counts.n_ended) == (1, 0)
     assert [event for event, _ in events(folder)] == ["launched", "stopped", "ended"]
     assert lines(folder)[-1]["reason"] == "stopped"
+    assert "asked" not in lines(folder)[-1]  # by nobody: a cluster's job goes on with it
 
 
 def test_a_launch_is_stopped_by_a_file_in_its_directory(
@@ -241,6 +242,7 @@ def test_a_launch_is_stopped_by_a_file_in_its_directory(
 
     assert go(folder, trials, asked).n_stopped == 1
     assert not folder.stop_request.exists()
+    assert (lines(folder)[-1]["reason"], lines(folder)[-1]["asked"]) == ("stopped", True)
 
 
 class Packs:

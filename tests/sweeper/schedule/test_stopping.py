@@ -77,6 +77,15 @@ def test_a_request_is_seen_at_the_next_look_and_taken_away_at_the_end(request_fi
     assert not request_file.exists()
 
 
+def test_a_request_is_told_from_a_signal_also_when_it_comes_later(request_file):
+    with stopping(request_file, None) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.is_set()
+        assert not stop.is_asked
+        request_file.touch()
+        assert stop.is_asked
+
+
 def test_a_request_for_the_driver_before_stops_no_other(request_file):
     request_file.touch()
     with stopping(request_file, None) as stop:
