@@ -68,8 +68,9 @@ def read_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     StoreError : it is absent, damaged, or not written by `write_table`.
     """
     try:
-        content = pq.read_table(path)
-        table, metadata = content.to_pandas(), content.schema.metadata
+        # Without pyarrow's threads, which can abort the process if they outlive Python.
+        content = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False)
+        table, metadata = content.to_pandas(use_threads=False), content.schema.metadata
         about = json.loads(metadata[_KEY])
         if _hash(table, about) != metadata[_HASH]:
             raise ValueError("its checksum does not match")

@@ -258,10 +258,9 @@ def planned_configs(path: Path) -> Iterator[dict[str, Any]]:
     SweepDirError : there is no readable plan.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with _opened(path) as file:
             for batch in file.iter_batches(10_000, columns=["schema", "config"]):
                 for version, text in zip(*batch.to_pydict().values(), strict=True):
                     config = json.loads(text)
@@ -293,13 +292,9 @@ def _read_columns(
 ) -> list[list[Any]]:
     """Columns of a plan, and those that came `later`, if it has all of them."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        # Not `pq.read_table`, which imports pandas, a third of a second; nor a `BytesIO`: a thread
-        # of pyarrow's that still has one of Python's buffers when Python ends aborts the process.
-        source = pa.BufferReader(plan) if isinstance(plan, bytes) else plan
-        with pq.ParquetFile(source) as file:
+        with _opened(plan) as file:
             if later and set(later) <= set(file.schema_arrow.names):
                 names = [*names, *later]
             table = file.read(columns=names, use_threads=False)
@@ -309,6 +304,20 @@ def _read_columns(
         raise SweepDirError(
             where, f"no readable plan ({error})", hint="launch with the grid file again"
         ) from error
+
+
+def _opened(plan: Path | bytes) -> Any:
+    """A plan's Parquet file.
+
+    Not by `pq.read_table`, which imports pandas, a third of a second; nor of a `BytesIO`: a thread
+    of pyarrow's that still has one of Python's buffers when Python ends aborts the process; nor by
+    its path, which pyarrow cannot encode where the locale is ASCII.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    content = plan if isinstance(plan, bytes) else plan.read_bytes()
+    return pq.ParquetFile(pa.BufferReader(content))
 
 
 def _values(column: Any) -> list[Any]:
