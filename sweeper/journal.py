@@ -16,6 +16,8 @@ packed     shape, kind, per_gpu, reason, peak_bytes, device_bytes: how trials of
            of this kind; 0 if it is too small (older journals name no kind)
 avoided    node, host, reason, trials, signature: the node gets no more trials in this launch; those
            named failed there, mostly alike, and went well elsewhere
+stranded   kinds, shapes, n_trials: trials wait for GPUs of kinds that no node has any more; of a
+           kind without a name, where no node is left
 ended      reason (complete, failures, stopped or halted), n_slots, n_gpus; signature, where
            halted
 lost       trial: its worker died; it is run again (in older journals only)
@@ -104,6 +106,7 @@ _NEEDED: Mapping[str, frozenset[str]] = {
     "ended": frozenset({"t"}),
     "packed": frozenset({"t", "shape", "per_gpu"}),
     "avoided": frozenset({"t", "host", "reason"}),
+    "stranded": frozenset({"t"}),
     "finished": _OF_A_TRIAL | {"state"},
     "retried": _FAILED,
     "failed": _FAILED,
@@ -219,7 +222,7 @@ class Tally:
             self.packed.setdefault(event["shape"], {})[event.get("kind", "")] = event["per_gpu"]
         elif kind == "avoided":
             self.avoided.append(event)
-        else:
+        elif kind != "stranded":
             self.trials[event["trial"]] = self._kept(kind, event)
             self._note_host(event)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from sweeper.errors import ClusterError, SweeperError
+from sweeper.errors import ClusterError, SweeperError, first_line
 from sweeper.schedule.joining import join
 from sweeper.schedule.surroundings import temporary_folder
 from sweeper.train.memory import MALLOC_SETTINGS
@@ -320,7 +320,7 @@ def _quiet(scratch: Path) -> Iterator[None]:
     for stream in streams:
         stream.flush()
     kept = {number: os.dup(number) for number in (1, 2)}
-    with talk.open("w", buffering=1) as sink:
+    with talk.open("w", buffering=1, errors="replace") as sink:
         for number in kept:
             os.dup2(sink.fileno(), number)
         sys.stdout = sys.stderr = sink
@@ -340,10 +340,9 @@ def _quiet(scratch: Path) -> Iterator[None]:
 def _cluster_error(error: Exception, talk: Path) -> ClusterError:
     """What Ray ended with, and the last that it said."""
     tail = talk.read_text(errors="replace").strip().splitlines()[-15:]
-    first = (str(error).strip().splitlines() or [""])[0]
     is_remote = hasattr(error, "cause")  # then its own text is a traceback
     return ClusterError(
         "ray",
-        _last_line(error) if is_remote else f"{type(error).__name__}: {first}",
+        _last_line(error) if is_remote else f"{type(error).__name__}: {first_line(error)}",
         hint="\n".join([GO_ON, *(["Ray's last words:", *tail] if tail else [])]),
     )

@@ -7,6 +7,7 @@ be those that the driver has at the moment: who edits a checkout that all nodes 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -41,6 +42,12 @@ def difference(here: Mapping[str, str], drivers: Mapping[str, str]) -> str:
         if found != expected:
             return f"{name} is {found} there, and {expected} where the driver runs"
     return ""
+
+
+def forget_sources() -> None:
+    """Look for plug-ins anew, and at what is in their files by now."""
+    importlib.invalidate_caches()
+    source_hash.cache_clear()
 
 
 def own_hash() -> str:

@@ -10,6 +10,8 @@ from sweeper.attempt import Order, Outcome, Progress, Waiting
 from sweeper.schedule.retry import Failure
 from sweeper.schedule.rules import Rules
 
+_NO_NODE = "a node that has room for a slot, and there is none any more"
+
 
 @dataclass(frozen=True)
 class Retry:
@@ -60,6 +62,25 @@ class Avoided:
 
 
 @dataclass(frozen=True)
+class Stranded:
+    """Trials have waited for long for GPUs of kinds of which there is no node any more.
+
+    Of one kind without a name, where there is no node at all.
+    """
+
+    kinds: tuple[str, ...]
+    shapes: tuple[str, ...]
+    n_trials: int
+    trial_id: str = ""  # of no trial in particular
+
+    def __str__(self) -> str:
+        kinds, shapes = (", ".join(f"`{name}`" for name in of) for of in (self.kinds, self.shapes))
+        wait = "trial waits" if self.n_trials == 1 else "trials wait"
+        gone = f"a GPU of kind {kinds}, which no node has" if any(self.kinds) else _NO_NODE
+        return f"{self.n_trials:,} {wait} for {gone}: {shapes}"
+
+
+@dataclass(frozen=True)
 class Halt:
     """Too many trials in a row failed alike; the sweep drains."""
 
@@ -79,7 +100,7 @@ class Tick:
     trial_id: str = ""
 
 
-Event = Tick | Progress | Waiting | Outcome | Failure | Retry | Packed | Avoided | Halt
+Event = Tick | Progress | Waiting | Outcome | Failure | Retry | Packed | Avoided | Stranded | Halt
 Runner = Callable[[Order, Callable[[], bool], Callable[[Progress | Waiting], None]], Outcome]
 
 

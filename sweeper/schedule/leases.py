@@ -8,23 +8,23 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Literal
 
 from sweeper.attempt import Order, Outcome, Progress, Waiting
-from sweeper.errors import DataError
+from sweeper.schedule.absent import Absent
 from sweeper.schedule.code import own_hash
 from sweeper.schedule.executor import Avoided, Event, Halt, Packed, Retry
 from sweeper.schedule.held import Held, Holders
 from sweeper.schedule.line import Line
-from sweeper.schedule.nodes import Nodes, Site
+from sweeper.schedule.nodes import Alive, Nodes, Site
 from sweeper.schedule.packing import Demand, Packing, Share
 from sweeper.schedule.patience import Patience
 from sweeper.schedule.polled import Polled
-from sweeper.schedule.retry import Breaker, Failure, Retries
+from sweeper.schedule.retry import BUDGETS, Breaker, Failure, Retries
 from sweeper.schedule.rules import Rules
-from sweeper.schedule.seats import Seat, Seats
+from sweeper.schedule.seats import Place, Seat, Seats
 
 DEAF_SECONDS = 30.0  # between two polls: the queue, not the slots, was away
 LEASE_SECONDS = 120.0  # without a sign of life from its slot, before an order is given to another
@@ -47,6 +47,7 @@ class Leases:
     orders : in the order in which they are to run; those of one shape together.
     has_gpus : whether slots have shares of GPUs; without, every slot fits every order.
     clock : seconds.
+    grows : whether nodes of a kind that is not there may be waited for.
     """
 
     def __init__(
@@ -55,13 +56,15 @@ class Leases:
         rules: Rules,
         has_gpus: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        grows: bool = False,
     ) -> None:
         self._line, self._seats, self._nodes = Line(orders), Seats(), Nodes()
         self._held = Holders()
         self._barren = ""
-        self._has_gpus, self._clock = has_gpus, clock
-        self._packing, self._patience = Packing(rules, has_gpus), Patience(rules)
-        self._retries, self._breaker = Retries(), Breaker()
+        self._has_gpus, self._clock, self._grows = has_gpus, clock, grows
+        self._packing, self._patience = Packing(rules, has_gpus, grows), Patience(rules)
+        self._absent, self._retries, self._breaker = Absent(), Retries(), Breaker()
         self._events: list[Event] = []
         self._draining = False
         self._polled = clock()
@@ -146,9 +149,10 @@ class Leases:
             self._nodes.sees(sites)
             bad = self._nodes.avoided
             fit = {site.kind for node, site in sites.items() if node not in bad}
+            self._absent.sees(fit)
             self._packing.sees(fit, avoided={site.kind for site in sites.values()} - fit)
         self._excuse_silence()
-        condemned = self.look()
+        condemned, stranded = self.look(), self._stranded()
         nodes, avoided = self._seats.nodes(), self._nodes.avoided
         astray = frozenset(slot for slot, node in nodes.items() if node in avoided)
         held = [one.share for slot, one in self._held if slot not in astray]
@@ -163,7 +167,22 @@ class Leases:
             astray=astray,
             is_done=self.is_done(),
             barren=self._barren or ("" if self._held else self._nodes.why_none),
+            stranded=stranded,
         )
+
+    def _stranded(self) -> str:
+        """Tell once of what waits for GPUs that are gone; and what, if nothing else is left."""
+        if self._draining:
+            return ""
+        waiting = [
+            (first.shape, [share.kind for share in self._packing.shares(first.shape)], n_orders)
+            for first, n_orders in self._line.runs()
+        ]
+        found = self._absent.stranded(waiting, self._clock())
+        self._events += self._absent.news(found)
+        n_left = sum(n_orders for *_, n_orders in waiting) - sum(each.n_trials for each in found)
+        is_all = not (n_left or self._held or self._line.is_backing_off or self._grows)
+        return "; ".join(map(str, found)) if is_all else ""
 
     def _excuse_silence(self) -> None:
         """Start to wait anew when nobody could be heard: signs of life may be in the mail."""
@@ -225,14 +244,14 @@ class Leases:
         """How many orders could start now, in their order, and in which shares."""
         self._line.wake(self._clock())
         ready: Counter[tuple[Share, ...]] = Counter()
-        for shape, n_orders in self._line.runs():
-            ready[self._packing.shares(shape)] += n_orders
+        for first, n_orders in self._line.runs():
+            ready[self._packing.shares(first.shape)] += n_orders
         return [] if self._draining else [Demand(shares, n) for shares, n in ready.items()]
 
     # --- orders ---------------------------------------------------------------------------
 
-    def _alive(self) -> list[Seat]:
-        return list(self._seats.alive(self._clock(), self._held))
+    def _alive(self) -> dict[Place, bool]:
+        return self._seats.alive(self._clock(), self._held)
 
     def _answer(self, slot: int, process: str, share: Share, node: str) -> Answer:
         if self._draining or node in self._nodes.avoided:
@@ -241,30 +260,37 @@ class Leases:
             return "wait"
         self._line.wake(self._clock())
         alive = functools.cache(self._alive)  # most orders need no look at it
-        order = self._line.take(
-            lambda shape: self._packing.needed(shape, share.kind),
-            share.per_gpu,
-            lambda order: not self._is_to_wait(order, node, alive),
-        )
+        others = self._nodes.rests_for(node, alive, self._clock())
+
+        def may(order: Order) -> bool:
+            """Whether it is not to be left to another node, which may do better."""
+            trial_id, needed = order.trial_id, self._needed(order.shape)
+            if self._nodes.tried(trial_id):
+                return not self._nodes.is_to_wait(trial_id, node, alive, needed, self._clock())
+            return not any(map(needed, others))
+
+        def size(shape: str) -> int:
+            return self._packing.needed(shape, share.kind)
+
+        order = self._line.take(size, share.per_gpu, may)
         if order is not None:
             return self._give(slot, process, share, node, order)
-        # For slots of another size this one makes room; what failed here waits for another node.
-        needed = {self._packing.needed(shape, share.kind) for shape, _ in self._line.runs()}
-        if needed - {share.per_gpu}:
-            return "leave"
+        # For slots of another size this one makes room, unless they would find nothing here either.
+        for first, _ in self._line.runs():
+            needed = size(first.shape)
+            if needed != share.per_gpu and (not needed or may(first)):
+                return "leave"
         return "wait" if self._line or self._held or self._line.is_backing_off else "leave"
 
-    def _is_to_wait(self, order: Order, node: str, alive: Callable[[], Sequence[Seat]]) -> bool:
-        """Whether it has failed on this node, and may do better elsewhere."""
-
-        def fits(seat: Seat) -> bool:
-            return seat.per_gpu == self._packing.needed(order.shape, self._nodes.kind(seat.node))
-
-        return self._nodes.is_to_wait(order.trial_id, node, alive, fits, self._clock())
+    def _needed(self, shape: str) -> Callable[[str], int]:
+        """How many slots of the size that a shape needs share a GPU of a node; 0 for none."""
+        of = functools.cache(lambda: {s.kind: s.per_gpu for s in self._packing.shares(shape)})
+        return lambda node: of().get(self._nodes.kind(node), 0)
 
     def _give(self, slot: int, process: str, share: Share, node: str, order: Order) -> Order:
         order, now = replace(order, per_gpu=share.per_gpu), self._clock()
         self._held.give(slot, Held(order, process, node, share, now))
+        self._nodes.gives(node, now)
         self._patience.begins(order.trial_id, order.shape, now)
         return order
 
@@ -280,12 +306,11 @@ class Leases:
             return
         peak, there = progress.peak_bytes, progress.device_bytes
         self._packing.has(kind, there)
-        # The first epoch has shown both training and evaluation.
-        if progress.epoch >= 1:
-            per_gpu = self._packing.measured(shape, peak, there, kind)
-            if per_gpu is not None:
-                packed = Packed(shape, per_gpu, "measured", peak, there, trial_id, kind)
-                self._events.append(packed)
+        if progress.epoch < 1:  # which will have shown both training and evaluation
+            return
+        per_gpu = self._packing.measured(shape, peak, there, kind)
+        if per_gpu is not None:
+            self._events.append(Packed(shape, per_gpu, "measured", peak, there, trial_id, kind))
 
     def _succeed(self, order: Order, outcome: Outcome, node: str) -> None:
         stopped = outcome.state == "stopped"
@@ -296,48 +321,52 @@ class Leases:
             self._retries.forget(order.trial_id)
             self._breaker.completed()
         elif not self._draining:  # its machine asked the worker to leave
-            self._line.put_first(order)
+            self._line.put_first(order, self._nodes.tried(order.trial_id))
 
     def _fail(self, held: Held, failure: Failure, is_node_gone: bool = False) -> None:
         order, share, now = held.order, held.share, self._clock()
-        if failure.error == DataError.__name__ and self._nodes.is_known(held.node):
+        if failure.kind == "data" and self._nodes.is_known(held.node):
             self._miss_data(held, failure)
             return
         if failure.kind == "oom" and self._has_gpus:
             self._demote(held)
         is_larger_left = share.per_gpu > 1 or not self._packing.needed(order.shape, share.kind)
+        alive, is_tried = functools.cache(self._alive), failure.kind in BUDGETS
+        excused = self._tried(held, failure, is_node_gone, alive) if is_tried else frozenset()
         delay = self._retries.delay(
-            failure, is_larger_left=self._has_gpus and is_larger_left, node=held.node
+            failure,
+            is_larger_left=self._has_gpus and is_larger_left,
+            node="" if is_node_gone else held.node,
+            excused=excused,
         )
         self._patience.ends(order.trial_id, now, for_good=delay is None)
         if delay is None:
             self._give_up(failure)
             return
         self._events.append(Retry(failure, round(delay, 3)))
-        first = failure.kind != "oom" and self._failed_on(held, failure, now + delay, is_node_gone)
-        self._line.put_later(order, now + delay, first=first)
+        first = is_tried and not is_node_gone and self._nodes.matters(held.node, alive)
+        self._nodes.waits(order.trial_id, now + delay)
+        tried = self._nodes.tried(order.trial_id)
+        self._line.put_later(order, now + delay, tried, first=first)
 
     def _miss_data(self, held: Held, failure: Failure) -> None:
         """A node is without the data: that is no failure of the trial's."""
         self._patience.ends(failure.trial_id, self._clock(), for_good=False)
         self._events.append(Retry(failure, 0.0))
-        self._line.put_first(held.order)
+        self._line.put_first(held.order, self._nodes.tried(failure.trial_id))
         self.unfit(held.node, failure.message)
 
     def _demote(self, held: Held) -> None:
         trial_id, shape, kind = held.order.trial_id, held.order.shape, held.share.kind
         fewer = self._packing.out_of_memory(shape, held.share.per_gpu, kind)
         if fewer is not None:
-            packed = Packed(shape, fewer, "out of memory", trial_id=trial_id, kind=kind)
-            self._events.append(packed)
+            self._events.append(Packed(shape, fewer, "out of memory", trial_id=trial_id, kind=kind))
 
-    def _failed_on(self, held: Held, failure: Failure, at: float, is_node_gone: bool) -> bool:
-        """Note on which node; whether it matters soon how the trial does on another."""
-        trial_id, node = failure.trial_id, held.node
-        self._nodes.failed(trial_id, node, at)
-        if is_node_gone:
-            return False
-        return self._nodes.charge(trial_id, node, held.step, failure.signature, self._alive())
+    def _tried(self, held: Held, failure: Failure, is_node_gone: bool, alive: Alive) -> Set[str]:
+        """Note on which node it failed; the nodes whose failures show nothing of the trial."""
+        trial_id, nodes = failure.trial_id, self._nodes
+        nodes.failed(trial_id, held.node, held.step, failure.signature, is_gone=is_node_gone)
+        return nodes.excused(trial_id, alive, self._needed(held.order.shape))
 
     def _note_avoided(self, found: Sequence[Avoided]) -> None:
         for event in found:

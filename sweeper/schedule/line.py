@@ -6,16 +6,23 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from sweeper.attempt import Order
 
-Run = tuple[str, int]  # orders of a shape that stand together
+_LAST, _FIRST = -1, -2  # the runs of what has been tried
 
-_LAST = -1  # the run of what has been tried
+
+class _Run(NamedTuple):
+    """Orders that stand together: all may be taken, or none of them."""
+
+    shape: str
+    tried: frozenset[str]
+    number: int
 
 
 class Line:
-    """Orders in the order in which they are to run; those of one shape stand together, in runs.
+    """Orders in the order in which they are to run, in runs: of one shape, and tried alike.
 
     Parameters
     ----------
@@ -23,10 +30,10 @@ class Line:
     """
 
     def __init__(self, orders: Sequence[Order]) -> None:
-        self._runs: dict[Run, deque[Order]] = {}
+        self._runs: dict[_Run, deque[Order]] = {}
         for i, (shape, run) in enumerate(itertools.groupby(orders, key=lambda order: order.shape)):
-            self._runs[shape, i] = deque(run)
-        self._later: list[tuple[float, int, bool, Order]] = []  # a heap of what backs off
+            self._runs[_Run(shape, frozenset(), i)] = deque(run)
+        self._later: list[tuple[float, int, _Run, Order]] = []  # a heap of what backs off
         self._sequence = itertools.count()
 
     def __bool__(self) -> bool:
@@ -38,10 +45,10 @@ class Line:
         """Whether any order will be in line later."""
         return bool(self._later)
 
-    def runs(self) -> Iterator[tuple[str, int]]:
-        """The shape of each run, and how many orders stand in it."""
-        for (shape, _), orders in self._runs.items():
-            yield shape, len(orders)
+    def runs(self) -> Iterator[tuple[Order, int]]:
+        """The first order of each run, and how many stand in it."""
+        for orders in self._runs.values():
+            yield orders[0], len(orders)
 
     def take(
         self, needed: Callable[[str], int], per_gpu: int, may: Callable[[Order], bool]
@@ -51,48 +58,52 @@ class Line:
         Parameters
         ----------
         needed : how many slots of the size that a shape needs share a GPU; 0 if there are none.
-        may : whether an order may be taken.
+        may : whether an order may be taken; it is asked of the first of each run.
         """
         smaller = []
         for run, orders in self._runs.items():
-            size = needed(run[0])
-            if size < per_gpu:
+            size = needed(run.shape)
+            if size < per_gpu or not may(orders[0]):
                 continue
-            order = next(filter(may, orders), None)
-            if order is not None and size == per_gpu:
-                return self._remove(run, order)
-            if order is not None:
-                smaller.append((run, order))
+            if size == per_gpu:
+                return self._remove(run, orders[0])
+            smaller.append(run)
         # Several orders for smaller shares are better off with such slots in this one's place.
-        is_single = len(smaller) == 1 and len(self._runs[smaller[0][0]]) == 1
-        return self._remove(*smaller[0]) if is_single else None
+        is_single = len(smaller) == 1 and len(self._runs[smaller[0]]) == 1
+        return self._remove(smaller[0], self._runs[smaller[0]][0]) if is_single else None
 
-    def _remove(self, run: Run, order: Order) -> Order:
+    def _remove(self, run: _Run, order: Order) -> Order:
         self._runs[run].remove(order)
         if not self._runs[run]:
             del self._runs[run]
         return order
 
-    def put_first(self, order: Order) -> None:
-        """Put an order at the head of the line."""
-        run = next(iter(self._runs), None)
-        if run is None or run[0] != order.shape:
-            run = order.shape, -2 - next(self._sequence)  # like no other
-            self._runs = {run: deque(), **self._runs}
-        self._runs[run].appendleft(order)
+    def put_first(self, order: Order, tried: frozenset[str] = frozenset()) -> None:
+        """Put an order at the head of the line, behind what was put there and is tried alike.
 
-    def put_later(self, order: Order, at: float, *, first: bool) -> None:
+        Parameters
+        ----------
+        tried : the nodes on which it has failed.
+        """
+        self._put(_Run(order.shape, tried, _FIRST), order)
+
+    def put_later(self, order: Order, at: float, tried: frozenset[str], *, first: bool) -> None:
         """Put an order in line when it is `at`: at its end, or at its head."""
-        heapq.heappush(self._later, (at, next(self._sequence), first, order))
+        run = _Run(order.shape, tried, _FIRST if first else _LAST)
+        heapq.heappush(self._later, (at, next(self._sequence), run, order))
+
+    def _put(self, run: _Run, order: Order) -> None:
+        orders = self._runs.setdefault(run, deque())
+        orders.append(order)
+        if run.number == _FIRST and next(iter(self._runs)) != run:
+            del self._runs[run]
+            self._runs = {run: orders, **self._runs}
 
     def wake(self, now: float) -> None:
         """Put what has backed off for long enough back in line."""
         while self._later and self._later[0][0] <= now:
-            _, _, first, order = heapq.heappop(self._later)
-            if first:
-                self.put_first(order)
-            else:
-                self._runs.setdefault((order.shape, _LAST), deque()).append(order)
+            _, _, run, order = heapq.heappop(self._later)
+            self._put(run, order)
 
     def withdraw(self, trial_id: str) -> Order | None:
         """Take a trial's order off, wherever it waits; None where it does not."""

@@ -35,12 +35,17 @@ class Packing:
     """How many trials of each shape may share a GPU of each kind, as far as it is known.
 
     A shape that nothing is known of has a GPU to itself until its first trial shows what it needs.
+
+    Parameters
+    ----------
+    grows : whether a kind of which there is no node may come: one that an earlier launch has found
+        to be large enough then is waited for, where those that there are were too small.
     """
 
-    def __init__(self, rules: Rules, has_gpus: bool = True) -> None:
-        self._fixed, self._has_gpus = rules.per_gpu, has_gpus
+    def __init__(self, rules: Rules, has_gpus: bool = True, grows: bool = False) -> None:
+        self._fixed, self._has_gpus, self._grows = rules.per_gpu, has_gpus, grows
         packed = {} if rules.per_gpu else rules.packed
-        self._known = {(shape, kind): n for shape, of in packed.items() for kind, n in of.items()}
+        self._known = {shape: dict(of) for shape, of in packed.items()}  # of each kind
         self._peaks: dict[tuple[str, str], int] = {}
         self._memory: dict[str, int] = {}  # bytes that a GPU of the kind has
         self._kinds: tuple[str, ...] = ("",)
@@ -68,7 +73,17 @@ class Packing:
         if not self._has_gpus:
             return (Share(),)
         found = [Share(kind, self.per_gpu(shape, kind)) for kind in self._kinds]
-        return tuple(s for s in found if s.per_gpu) or tuple(Share(kind) for kind in self._kinds)
+        found = [share for share in found if share.per_gpu]
+        if self._grows:
+            found = self._known_to_fit(shape, found)
+        return tuple(found) or tuple(Share(kind) for kind in self._kinds)
+
+    def _known_to_fit(self, shape: str, found: list[Share]) -> list[Share]:
+        """What to ask a cluster for that grows: not any kind, if one is known to be too small."""
+        known = [Share(kind, n) for kind, n in sorted(self._known.get(shape, {}).items()) if kind]
+        if not all(share.per_gpu for share in known):
+            found = [share for share in found if share != Share()]
+        return found or [share for share in known if share.per_gpu]
 
     def needed(self, shape: str, kind: str) -> int:
         """How many slots of the size that this shape needs share a GPU of a kind; 0 for none."""
@@ -91,7 +106,7 @@ class Packing:
             return None
         self._peaks[key] = peak_bytes
         found, known = fitting(peak_bytes, device_bytes), self._found(shape, kind)
-        return self._set(key, found) if known is None or found < known else None
+        return self._set(shape, kind, found) if known is None or found < known else None
 
     def out_of_memory(self, shape: str, per_gpu: int, kind: str = "") -> int | None:
         """A trial found too little memory; the new number, None when it stays.
@@ -100,12 +115,13 @@ class Packing:
         """
         least = 0 if self._may_fit_elsewhere(shape, kind) else 1
         fewer = max(per_gpu // 2, least)
-        return self._set((shape, kind), fewer) if fewer < self.per_gpu(shape, kind) else None
+        return self._set(shape, kind, fewer) if fewer < self.per_gpu(shape, kind) else None
 
     def _found(self, shape: str, kind: str) -> int | None:
-        found = self._known.get((shape, kind))
+        known = self._known.get(shape, {})
+        found = known.get(kind)
         if found is None and len(self._kinds) == 1:  # as journals say that name no kinds
-            return self._known.get((shape, ""))
+            return known.get("")
         return found
 
     def _may_fit_elsewhere(self, shape: str, kind: str) -> bool:
@@ -113,8 +129,8 @@ class Packing:
         others = [other for other in self._kinds if other != kind and self.per_gpu(shape, other)]
         return any(self._memory.get(other, there + 1) > there for other in others)
 
-    def _set(self, key: tuple[str, str], per_gpu: int) -> int:
-        self._known[key] = per_gpu
+    def _set(self, shape: str, kind: str, per_gpu: int) -> int:
+        self._known.setdefault(shape, {})[kind] = per_gpu
         return per_gpu
 
 

@@ -21,6 +21,7 @@ class Polled:
     avoided : nodes that get no more orders.
     astray : slots there, which leave when they have ended what they run.
     barren : why no slot can run anything; empty while one can.
+    stranded : what waits for GPUs that are gone, when nothing else is left; else empty.
     """
 
     events: Sequence[Event]
@@ -32,3 +33,4 @@ class Polled:
     astray: frozenset[int]
     is_done: bool
     barren: str
+    stranded: str

@@ -3,6 +3,8 @@
 ========  ==================================================================  ====================
 kind      recognised by                                                       what happens
 ========  ==================================================================  ====================
+data      `DataError`: its data is not on this machine                       on another node;
+                                                                              else permanent
 invalid   `ConfigError`: configuration or construction; a newer store         permanent
 oom       CUDA out of memory, by type or text                                 again in a larger
                                                                               share or GPU; else
@@ -11,6 +13,8 @@ lost      worker killed, node gone, hung; host memory; faulty device          bu
 storage   `StoreError`, `CheckpointError`, errno of input and output          budget 5, backoff
 bug       anything else                                                       once more
 ========  ==================================================================  ====================
+
+What fails on a node that may be to blame itself uses up no budget, while a sound one may try.
 
 A network that diverges is a result and no failure.
 """
@@ -24,7 +28,7 @@ import socket
 import sysconfig
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +36,7 @@ import sweeper
 from sweeper.errors import (
     CheckpointError,
     ConfigError,
+    DataError,
     FormatVersionError,
     StoreError,
     StoreURLError,
@@ -118,6 +123,8 @@ def classify(error: BaseException) -> str:
     said = next((found for found in chain if isinstance(found, ours)), None)
     if said is None:
         return "bug"
+    if isinstance(said, DataError):
+        return "data"
     is_for_good = isinstance(said, (ConfigError, FormatVersionError, StoreURLError))
     return "invalid" if is_for_good else "storage"
 
@@ -144,22 +151,32 @@ class Retries:
     def __init__(self) -> None:
         self._failed: dict[str, Counter[tuple[str, str]]] = {}  # by kind and node
 
-    def delay(self, failure: Failure, *, is_larger_left: bool, node: str = "") -> float | None:
+    def delay(
+        self,
+        failure: Failure,
+        *,
+        is_larger_left: bool,
+        node: str = "",
+        excused: Container[str] = (),
+    ) -> float | None:
         """Seconds to wait before another attempt; None when the failure is for good.
 
         Parameters
         ----------
         is_larger_left : whether there is more memory to be had, in a larger share or GPU.
+        node : where it failed; empty if the node has gone.
+        excused : nodes whose failures do not count at the moment.
         """
         kind = failure.kind
         if kind == "oom":
             return 0.0 if is_larger_left else None
         failed = self._failed.setdefault(failure.trial_id, Counter())
         failed[kind, node] += 1
-        n_failed = sum(n for (other, _), n in failed.items() if other == kind)
-        if n_failed > BUDGETS.get(kind, 0):
+        there = {where: n for (other, where), n in failed.items() if other == kind}
+        budget = BUDGETS.get(kind, 0)
+        if sum(n for where, n in there.items() if where not in excused) > budget:
             return None
-        return backoff(failure.trial_id, kind, n_failed)
+        return backoff(failure.trial_id, kind, min(sum(there.values()), budget))
 
     def forgive(self, node: str) -> None:
         """Give back what was used up on a node that turned out to be to blame."""

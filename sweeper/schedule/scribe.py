@@ -16,7 +16,16 @@ from sweeper.durable import write_atomically
 from sweeper.errors import StoreError
 from sweeper.journal import Journal, Tally
 from sweeper.room import is_full, when_there_is_room
-from sweeper.schedule.executor import Avoided, Event, Executor, Halt, Packed, Retry, Tick
+from sweeper.schedule.executor import (
+    Avoided,
+    Event,
+    Executor,
+    Halt,
+    Packed,
+    Retry,
+    Stranded,
+    Tick,
+)
 from sweeper.schedule.retry import Failure
 from sweeper.store.root import Root
 from sweeper.sweep_dir import SweepDir
@@ -160,6 +169,8 @@ class Scribe:
             self._take_packed(event)
         elif isinstance(event, Avoided):
             self._take_avoided(event)
+        elif isinstance(event, Stranded):
+            self.write("stranded", kinds=event.kinds, shapes=event.shapes, n_trials=event.n_trials)
         else:
             self._counts.halt = event
         self._on_event(event, self._counts)

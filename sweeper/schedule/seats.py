@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 BARREN_DEATHS = 5  # on a node where no slot asked in between: none can start there
 PROCESSES_KEPT = 16  # of a slot: one that is older than so many has long been dead
 SILENT_SECONDS = 30.0  # in which a slot without an order must have asked for one
+
+
+class Place(NamedTuple):
+    """Where slots of one size sit: on which node, and how many share a GPU."""
+
+    node: str
+    per_gpu: int
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,15 @@ class Seats:
         """Where each of them sits."""
         return {slot: seat.node for slot, seat in self._seats.items()}
 
-    def alive(self, now: float, busy: Container[int]) -> Iterator[Seat]:
-        """Those that answer: busy ones do until their lease is over."""
+    def alive(self, now: float, busy: Container[int]) -> dict[Place, bool]:
+        """Where there are slots that answer, and whether one of them there is idle.
+
+        Busy ones answer until their lease is over.
+        """
+        found: dict[Place, bool] = {}
         for slot, seat in self._seats.items():
-            if slot in busy or now - seat.asked <= SILENT_SECONDS:
-                yield seat
+            is_idle = slot not in busy
+            if not is_idle or now - seat.asked <= SILENT_SECONDS:
+                place = Place(seat.node, seat.per_gpu)
+                found[place] = is_idle or found.get(place, False)
+        return found

@@ -7,18 +7,20 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
-from sweeper.schedule.code import code_here, difference, own_hash
+from sweeper.schedule.code import code_here, difference, forget_sources, own_hash
 from sweeper.schedule.executor import Runner
 from sweeper.schedule.retry import Failure
 from sweeper.schedule.surroundings import own_surroundings
 
 BEAT_SECONDS = 1.0  # between two signs of life
+AGREE_SECONDS = 75.0  # in which a node must see the driver's code: NFS may keep names for 60
+AGAIN_SECONDS = 5.0  # between two looks at it
 WAIT_SECONDS = 0.2  # before a slot that found no order asks again
 
 
@@ -41,6 +43,8 @@ def occupy(
         try:
             stack.enter_context(own_surroundings(threads, ray.get_gpu_ids()))
             problem = _problem(queue, code, plug_ins)  # plug-ins see what a trial sees
+            if problem and _is_passing(lambda: _problem(queue, code, plug_ins)):
+                return  # another process takes this one's place: this one may have loaded old code
         except Exception as error:  # of whatever kind: it is the node's, and no trial's
             reason = f"its worker could not start: {type(error).__name__}: {error}"
             ray.get(queue.died.remote(slot, reason, _node()))
@@ -56,6 +60,24 @@ def _problem(queue: Any, code: Mapping[str, str], plug_ins: Collection[str]) -> 
     source = "the source of sweeper"
     here, drivers = {source: own_hash()}, {source: ray.get(queue.own_hash.remote())}
     return difference(code_here(plug_ins), code) or difference(here, drivers)
+
+
+def _is_passing(
+    ask: Callable[[], str],
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> bool:
+    """Whether a problem is gone within `AGREE_SECONDS`.
+
+    A folder that nodes share is seen as it was for a while after a change, as NFS does.
+    """
+    deadline = clock() + AGREE_SECONDS
+    while clock() < deadline:
+        sleep(AGAIN_SECONDS)
+        forget_sources()
+        if not ask():
+            return True
+    return False
 
 
 def _node() -> str:

@@ -35,6 +35,8 @@ POLL_SECONDS = 0.2  # how often the driver asks for events
 COUNT_SECONDS = 5.0  # how often it counts the cluster's devices
 END_SECONDS = 30.0  # that Tune may take to end
 
+_GONE_HINT = f"{GO_ON} when one has joined; `--slots N` waits for nodes of a cluster that grows"
+
 # Read by Tune when it is imported or run: no files of its own, no talk, no signal handlers.
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -102,7 +104,7 @@ class TuneExecutor:
             self._count()
             self._check_room(rules)
             self._on_joined(there)
-            queue = _make_queue(orders, rules, self._has_gpus)
+            queue = _make_queue(orders, rules, self._has_gpus, self._is_to_grow)
             plug_ins = sorted({name for order in orders for name in order.plug_ins})
             self._serve(queue, plug_ins, on_event, should_stop, scratch)
 
@@ -193,6 +195,8 @@ class TuneExecutor:
                 return True
             if found.barren:
                 raise ClusterError("ray", f"no node is left for trials: {found.barren}", hint=HINT)
+            if found.stranded:
+                raise ClusterError("ray", found.stranded, "at least one such node", _GONE_HINT)
             if found.avoided != avoided or time.monotonic() - counted > COUNT_SECONDS:
                 avoided, counted = found.avoided, time.monotonic()
                 devices, sites = self._count(avoided)
@@ -204,14 +208,14 @@ class TuneExecutor:
         return False
 
 
-def _make_queue(orders: Sequence[Order], rules: Rules, has_gpus: bool) -> Any:
+def _make_queue(orders: Sequence[Order], rules: Rules, has_gpus: bool, grows: bool) -> Any:
     """Start the queue beside the driver, so that no other node's end takes it along."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_concurrency=1, scheduling_strategy=here)(Leases)
-    return actor.remote(list(orders), rules, has_gpus)
+    return actor.remote(list(orders), rules, has_gpus, grows=grows)
 
 
 class _Placing(threading.Thread):

@@ -96,6 +96,7 @@ def _group(
 
 _ADVICE = {
     "invalid": "the configuration cannot be built: fix the grid, `sweeper plan GRID` checks it",
+    "data": "its data is not on {hosts}: put it there, as the message says, then launch again",
     "oom": "it does not fit the GPU: a smaller `optim.batch_size`, or launch with `--per-gpu 1`",
     "lost": "the machine failed it, not the trial: look at {hosts}, its memory and `dmesg`",
     "storage": "see to the room and permissions of the store's disk or bucket, then launch again",

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,11 @@ from sweeper.grid import Trial
 from sweeper.plan import Plan, Size, make_plan
 from sweeper.schedule.driver import Launch, drive
 from sweeper.schedule.executor import Executor, Runner
+from sweeper.schedule.leases import Leases
 from sweeper.schedule.local import LocalExecutor
+from sweeper.schedule.nodes import LONGEST_REST, Site
+from sweeper.schedule.retry import Failure
+from sweeper.schedule.rules import Rules
 from sweeper.schedule.tune import TuneExecutor
 from sweeper.sweep_dir import SweepDir, environment
 
@@ -39,7 +44,8 @@ N_SAMPLES = 200  # of memory, over the trials of a row
 WARM = 0.2  # of the trials, before growth is measured
 N_PLANNED = 100_000
 N_TRAINED = 20
-PARTS = ("no-op", "second", "files", "plan", "status")
+N_TRIED = (0, 500, 5_000)
+PARTS = ("no-op", "second", "lease", "files", "plan", "status")
 
 LARGE = f"""\
 name: large
@@ -80,6 +86,7 @@ def main() -> None:
     shown = {
         "no-op": lambda: show_no_ops(asked.noops, asked.plain),
         "second": lambda: show_seconds(asked.seconds),
+        "lease": show_leases,
         "files": show_files,
         "plan": show_plan,
         "status": show_status,
@@ -306,6 +313,40 @@ def show_seconds(n_trials: int) -> None:
             f"{found['overhead'] / 60:.4%} | {60 * found['by_time']:.0f} |",
             flush=True,
         )
+
+
+def show_leases() -> None:
+    """What a lease costs on a node on which so many trials have failed, and on another."""
+    heading("| failed on a node and in line again | ms a lease there | on another node |")
+    for n_tried in N_TRIED:
+        there, elsewhere = leasing(n_tried)
+        print(f"| {n_tried:,} | {1000 * there:.3f} | {1000 * elsewhere:.3f} |")
+
+
+def leasing(n_tried: int) -> tuple[float, float]:
+    """Median seconds of a lease on the node that failed them, and on one that failed none."""
+    now = 0.0
+    orders = [Order(f"t{i}", {}, "nowhere", shape="s") for i in range(n_tried + 1000)]
+    leases = Leases(orders, Rules(), clock=lambda: now)
+    leases.poll(False, {node: Site(node) for node in "xyz"})
+    for slot in range(1, 9):  # what keeps the first node's trials waiting
+        leases.lease(slot, "", 1, "y")
+    n_failed = 0
+    while n_failed < n_tried:
+        now += LONGEST_REST  # a suspect is given one now and then
+        order = leases.lease(0, f"{now}", 1, "x")
+        if isinstance(order, Order):
+            leases.report(0, Failure(order.trial_id, "bug", "E", "", "alike"))
+            n_failed += 1
+    took: dict[str, list[float]] = {"x": [], "z": []}
+    for _ in range(200):
+        for slot, node in ((0, "x"), (9, "z")):
+            started = time.perf_counter()
+            order = leases.lease(slot, "last", 1, node)
+            took[node].append(time.perf_counter() - started)
+            if isinstance(order, Order):
+                leases.report(slot, Outcome(order.trial_id, 1, "stopped", 0.0))
+    return statistics.median(took["x"]), statistics.median(took["z"])
 
 
 def command(folder: Path, *arguments: object) -> tuple[float, float, float]:

@@ -44,6 +44,7 @@ EVENTS = st.one_of(
             {"shape": st.text(), "per_gpu": st.integers(0, 8)}, optional={"kind": st.text()}
         ),
     ),
+    st.tuples(st.just("stranded"), st.just({"kinds": ["B"], "shapes": ["s"], "n_trials": 2})),
     st.tuples(st.just("avoided"), st.fixed_dictionaries({"host": st.text(), "reason": st.text()})),
     st.tuples(
         st.sampled_from(["lost", "stopped", "requeued"]),

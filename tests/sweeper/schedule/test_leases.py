@@ -18,9 +18,10 @@ from hypothesis.stateful import (
 
 from sweeper.attempt import Order, Outcome, Progress, Waiting
 from sweeper.errors import DataError
-from sweeper.schedule.executor import Avoided, Halt, Packed, Retry
+from sweeper.schedule.absent import GONE_SECONDS
+from sweeper.schedule.executor import Avoided, Halt, Packed, Retry, Stranded
 from sweeper.schedule.leases import LEASE_SECONDS, NODE_IS_GONE, Leases
-from sweeper.schedule.nodes import ELSEWHERE_SECONDS, Site
+from sweeper.schedule.nodes import ELSEWHERE_SECONDS, LONGEST_REST, MOST_EXCUSED, Site
 from sweeper.schedule.packing import Demand, Share
 from sweeper.schedule.retry import BREAK_AFTER, BUDGETS, Failure
 from sweeper.schedule.rules import Rules
@@ -103,7 +104,9 @@ class Sweep(RuleBasedStateMachine):
         self.newest = {slot: next(self.names) for slot in SLOTS}
         self.nodes = {slot: node for slot, (_, node) in SLOTS.items()}
         self.seats = {}  # slot: when it asked last
-        self.tried = {}  # trial: the nodes on which it failed
+        self.tried = {}  # trial: the nodes on which it failed, once for each time
+        self.row = {}  # node: the trials that failed there since it completed one
+        self.completed = Counter()  # by node
         self.faults, self.reached, self.avoided = {}, {}, set()  # by trial and node: steps
         self.asked = {}  # slot: the newest process that the leases have heard of
         self.busy = {}  # slot: trial that its newest process works on
@@ -111,7 +114,7 @@ class Sweep(RuleBasedStateMachine):
         self.spoke = {}
         self.ready_at = dict.fromkeys(self.shapes, 0.0)  # of what waits
         self.last_size = {}
-        self.failed, self.row = Counter(), ("", 0)
+        self.failed, self.alike = Counter(), ("", 0)
         self.ends, self.parked = Counter(), []
         self.is_drained = False
 
@@ -133,26 +136,70 @@ class Sweep(RuleBasedStateMachine):
         of_kind = {k: n for (shape, k), n in self.needs.items() if shape == self.shapes[trial]}
         return of_kind[kind] if any(of_kind.values()) else 1
 
-    def elsewhere(self, trial):
-        """The slots that answer, on nodes where the trial has not failed."""
-        answering = {
+    def is_doubtful(self, node, but=None):
+        """Whether others than this trial failed there, three in a row if it has completed any."""
+        n_failed = len(self.row.get(node, set()) - {but})
+        return n_failed >= (TRIALS if self.completed[node] else 1)
+
+    def worth(self, node, trial):
+        """A node that is not doubtful is better than one that is, and then one not tried."""
+        return (not self.is_doubtful(node), node not in self.tried.get(trial, ()))
+
+    def better(self, trial, slot):
+        """The slots that answer, on nodes that are better for the trial than this one's."""
+        here = self.worth(self.nodes[slot], trial)
+        return [
+            other
+            for other, asked in self.seats.items()
+            if other in self.holder or self.clock.now - asked <= SILENT_SECONDS
+            if self.nodes[other] not in self.avoided
+            if self.worth(self.nodes[other], trial) > here
+        ]
+
+    def is_to_wait(self, trial, slot):
+        """Whether it failed while a slot of its size answers on a better node.
+
+        It must be an idle one, or, if others failed here, too, on a node that is not doubtful.
+        """
+        if trial not in self.tried:
+            return False
+        better = [
+            other
+            for other in self.better(trial, slot)
+            if self.need(trial, self.share(other)[1]) == self.size(other) or not self.has_gpus
+        ]
+        if any(other not in self.holder for other in better):
+            return True
+        is_bad = self.is_doubtful(self.nodes[slot], but=trial)
+        return is_bad and any(not self.is_doubtful(self.nodes[other]) for other in better)
+
+    def excused(self, trial):
+        """The nodes whose failures say nothing, while one that is not doubtful may try it."""
+        witnesses = [
             slot
             for slot, asked in self.seats.items()
             if slot in self.holder or self.clock.now - asked <= SILENT_SECONDS
+            if self.nodes[slot] not in self.avoided and self.need(trial, self.share(slot)[1])
+            if self.worth(self.nodes[slot], trial) == (True, True)
+        ]
+        unknown = {
+            node
+            for node in self.tried[trial]
+            if not self.completed[node] or self.is_doubtful(node, but=trial)
         }
-        no = {*self.tried.get(trial, ()), *self.avoided}
-        return [slot for slot in answering if self.nodes[slot] not in no]
-
-    def is_to_wait(self, trial, slot):
-        """Whether it failed on this node while a slot of its size answers on another."""
-        if self.nodes[slot] not in self.tried.get(trial, ()):
-            return False
-        shares = [self.share(other) for other in self.elsewhere(trial)]
-        return any(self.need(trial, kind) == size for size, kind in shares)
+        return unknown if witnesses and len(self.tried[trial]) <= MOST_EXCUSED else set()
 
     def collect(self):
         """Take the events and write into the book what they say."""
         found = self.leases.take_events()
+        self.note(found)
+        return self.worth_a_word(found)
+
+    def worth_a_word(self, found):
+        silent = (Avoided, Packed, Progress, Waiting)
+        return [event for event in found if not isinstance(event, silent)]
+
+    def note(self, found):
         for event in found:
             if isinstance(event, Retry):
                 self.ready_at[event.trial_id] = self.clock.now + event.delay
@@ -170,8 +217,6 @@ class Sweep(RuleBasedStateMachine):
                 self.parked.append(event.trial_id)  # for the next launch
             elif isinstance(event, Outcome):
                 self.ready_at[event.trial_id] = self.clock.now
-        silent = (Avoided, Packed, Progress, Waiting)
-        return [event for event in found if not isinstance(event, silent)]
 
     def take_avoided(self, event):
         """For what three trials did there, and only if there is another node that answers."""
@@ -179,6 +224,8 @@ class Sweep(RuleBasedStateMachine):
         self.avoided.add(event.node)
         for key in [key for key in self.failed if key[2] == event.node]:
             del self.failed[key]
+        self.row.pop(event.node, None)
+        self.completed.pop(event.node, None)
         if not event.trial_ids:
             return
         assert len(set(event.trial_ids)) == TRIALS
@@ -200,20 +247,28 @@ class Sweep(RuleBasedStateMachine):
             is_too_small = not self.need(trial, self.share(slot)[1])
             again = self.has_gpus and (self.last_size[trial] > 1 or is_too_small)
         else:
+            excused = set()
+            if kind in BUDGETS:
+                self.tried.setdefault(trial, []).append(node)
+                if node not in self.avoided:
+                    self.row.setdefault(node, set()).add(trial)
+                self.faults[trial, node] = self.reached.get((trial, node), -1)
+                excused = self.excused(trial)
             self.failed[trial, kind, node] += 1
-            n_failed = sum(n for key, n in self.failed.items() if key[:2] == (trial, kind))
+            n_failed = sum(
+                n
+                for (other, how, where), n in self.failed.items()
+                if (other, how) == (trial, kind) and where not in excused
+            )
             again = n_failed <= BUDGETS.get(kind, 0)
-        if again and kind != "oom":
-            self.tried.setdefault(trial, set()).add(node)
-            self.faults[trial, node] = self.reached.get((trial, node), -1)
         if again:
             assert [type(event) for event in found] == [Retry]
             assert found[0].failure == failure
             return
         was_drained = self.is_drained and not any(isinstance(event, Halt) for event in found)
-        alike, n = self.row
-        self.row = (failure.signature, n + 1 if alike == failure.signature else 1)
-        halts = self.row[1] == BREAK_AFTER and not was_drained
+        alike, n = self.alike
+        self.alike = (failure.signature, n + 1 if alike == failure.signature else 1)
+        halts = self.alike[1] == BREAK_AFTER and not was_drained
         assert found == [failure] + [Halt(failure, BREAK_AFTER)] * halts
 
     def expect_lost(self, slot, found, said):
@@ -231,14 +286,28 @@ class Sweep(RuleBasedStateMachine):
             trial
             for trial, at in self.ready_at.items()
             if self.need(trial, kind) == size and at + 0.001 < self.clock.now
-            if self.nodes[slot] not in self.tried.get(trial, ())
-            or not (self.elsewhere(trial) or self.may_come_elsewhere(trial, at))
+            if (trial in self.tried or not self.may_rest(slot))
+            and not (trial in self.tried and self.may_wait(trial, slot))
         ]
 
-    def may_come_elsewhere(self, trial, at):
-        """Whether there are nodes that answer to nobody yet, which are waited for a while."""
-        others = set(self.kinds) - self.tried[trial] - self.avoided
-        return self.is_told and others and self.clock.now <= at + ELSEWHERE_SECONDS + 0.001
+    def may_wait(self, trial, slot):
+        """Whether there is a slot on a better node, or a node that may have one soon."""
+        if self.better(trial, slot):
+            return True
+        here = self.worth(self.nodes[slot], trial)
+        others = [node for node in {*self.kinds} - self.avoided if self.worth(node, trial) > here]
+        alike = [other for other in self.ready_at if other in self.tried]
+        ends = [
+            self.ready_at[other] + ELSEWHERE_SECONDS * 2 ** (len(self.tried[other]) - 1)
+            for other in alike
+        ]
+        return self.is_told and others and self.clock.now <= max(ends) + 0.001
+
+    def may_rest(self, slot):
+        """Whether three have failed there in a row, and another node may show why."""
+        node = self.nodes[slot]
+        n_failed, others = len(self.row.get(node, ())), {*self.nodes.values()} - {node}
+        return n_failed >= TRIALS and not all(map(self.is_doubtful, others))
 
     # --- what processes do ----------------------------------------------------------------
 
@@ -305,6 +374,8 @@ class Sweep(RuleBasedStateMachine):
         is_holder = self.holder.get(slot) == (process, trial)
         counts = is_holder or (is_outcome and trial in self.ready_at)
         self.leases.report(slot, event, process)
+        if is_outcome and slot in self.seats:
+            self.seats[slot] = self.clock.now  # it will ask again
         found = self.collect()
         if process == self.newest[slot] and self.busy.get(slot) == trial:
             del self.busy[slot]
@@ -318,7 +389,10 @@ class Sweep(RuleBasedStateMachine):
             return
         assert found == [event]
         if how != "stopped":
-            self.row = (self.row[0], 0)
+            self.alike = (self.alike[0], 0)
+            node = self.nodes[slot] if is_holder or slot in self.seats else ""
+            self.completed[node] += 1
+            self.row.pop(node, None)
             self.reached[trial, self.nodes[slot]] = 10**9
 
     @rule(
@@ -370,13 +444,19 @@ class Sweep(RuleBasedStateMachine):
     def look(self):
         silent = [slot for slot in self.holder if self.clock.now - self.spoke[slot] > LEASE_SECONDS]
         assert self.leases.look() == sorted(silent)
-        found = deque(self.collect())
+        events = self.leases.take_events()
+        avoided = [event for event in events if isinstance(event, Avoided)]
+        self.note([event for event in events if event not in avoided])
+        found = deque(self.worth_a_word(events))
         for slot in silent:
             first = [found.popleft()]
             while found and isinstance(found[0], Halt):
                 first.append(found.popleft())
             self.expect_lost(slot, first, "no sign of life for")
+            self.newest[slot] = next(self.names)  # the one before is killed
+            self.busy.pop(slot, None)
         assert not found
+        self.note(avoided)  # at last
         assert self.leases.look() == []
 
     @rule(slot=st.sampled_from(list(SLOTS)))
@@ -883,6 +963,101 @@ def test_a_kind_whose_nodes_are_gone_is_waited_for(make_leases):
     assert leases.lease(1, "p", 1, "new").trial_id == "a0"
 
 
+def events_of(polled, kind):
+    return [event for event in polled.events if isinstance(event, kind)]
+
+
+@pytest.fixture
+def large_is_gone(make_leases, clock):
+    """One that needs a large GPU, one that any fits, and nodes with large ones have gone."""
+
+    def make(**settings):
+        rules = Rules(packed={"a": {"A": 0, "B": 1}, "b": {"A": 1}})
+        leases = Leases(shaped(a=2, b=1), rules, True, clock, **settings)
+        leases.poll(False, TWO_KINDS)
+        polled = leases.poll(False, {"small": TWO_KINDS["small"]})
+        assert (events_of(polled, Stranded), polled.stranded) == ([], "")
+        return leases
+
+    return make
+
+
+def test_what_waits_for_a_kind_that_is_gone_is_told_once_and_ends_the_launch_at_last(
+    large_is_gone, clock
+):
+    leases = large_is_gone()
+    clock.now += GONE_SECONDS - 1
+    assert leases.poll(False).events == []
+    clock.now += 1
+    polled = leases.poll(False)
+    assert events_of(polled, Stranded) == [Stranded(("B",), ("a",), 2)]
+    assert "2 trials wait for a GPU of kind `B`" in str(polled.events[0])
+    assert polled.stranded == ""  # another has work
+    assert leases.lease(0, "p", 1, "small").trial_id == "b0"
+    assert leases.poll(False).stranded == ""
+    leases.report(0, ended("b0"))
+    polled = leases.poll(False)
+    assert events_of(polled, Stranded) == []
+    assert polled.stranded == str(Stranded(("B",), ("a",), 2))
+    assert not polled.is_done
+
+
+def test_kinds_that_are_gone_are_waited_for_all_at_once(clock):
+    rules = Rules(packed={"a": {"A": 0, "B": 1, "C": 1, "D": 1}})
+    sites = {kind: Site("host", kind) for kind in "ABCD"}
+    leases = Leases(shaped(a=1), rules, True, clock)
+    leases.poll(False, sites)
+    assert leases.poll(False, {"A": sites["A"]}).stranded == ""
+    clock.now += GONE_SECONDS
+    assert "of kind `B`, `C`, `D`, which no node has" in leases.poll(False).stranded
+
+
+@pytest.mark.parametrize("has_gpus", [True, False])
+def test_where_kinds_have_no_name_and_all_nodes_are_gone_it_does_not_wait_in_silence(
+    clock, has_gpus
+):
+    leases = Leases(shaped(a=2), RULES, has_gpus, clock)
+    leases.poll(False, {"x": Site("host")})
+    for _ in range(2):  # the second time for one that came and went
+        assert leases.poll(False, {}).stranded == ""
+        clock.now += GONE_SECONDS - 1
+        assert leases.poll(False).events == []
+        leases.poll(False, {"y": Site("host")})
+    assert leases.poll(False, {}).stranded == ""
+    clock.now += GONE_SECONDS
+    polled = leases.poll(False)
+    assert events_of(polled, Stranded) == [Stranded(("",), ("a",), 2)]
+    assert polled.stranded == (
+        "2 trials wait for a node that has room for a slot, and there is none any more: `a`"
+    )
+
+
+def test_a_kind_that_comes_back_is_waited_for_anew(large_is_gone, clock):
+    leases = large_is_gone()
+    clock.now += GONE_SECONDS
+    leases.poll(False)
+    leases.poll(False, {"new": TWO_KINDS["large"], "small": TWO_KINDS["small"]})
+    assert leases.lease(0, "p", 1, "new").trial_id == "a0"
+    leases.died(0, NODE_IS_GONE, "new")
+    leases.poll(False, {"small": TWO_KINDS["small"]})
+    clock.now += GONE_SECONDS - 1
+    assert events_of(leases.poll(False), Stranded) == []
+    clock.now += 1
+    assert events_of(leases.poll(False), Stranded) == [Stranded(("B",), ("a",), 2)]
+
+
+def test_in_a_cluster_that_grows_it_is_told_and_waited_for(large_is_gone, clock):
+    leases = large_is_gone(grows=True)
+    leases.lease(0, "p", 1, "small")
+    leases.report(0, ended("b0"))
+    clock.now += GONE_SECONDS
+    leases.poll(False)
+    clock.now += GONE_SECONDS
+    polled = leases.poll(False)
+    assert polled.stranded == ""
+    assert not polled.is_done
+
+
 def test_a_slot_on_a_node_that_is_not_counted_yet_waits(make_leases):
     leases = make_leases(*shaped(a=1), has_gpus=True)
     leases.poll(False, {"small": TWO_KINDS["small"]})
@@ -938,6 +1113,16 @@ def test_a_node_without_a_slot_that_answers_is_waited_for_a_while(two_nodes, clo
     assert leases.lease(0, "q", 1, "x").trial_id == "a"
 
 
+def test_where_no_slot_answers_that_is_never_longer(two_nodes, clock):
+    leases = two_nodes("a")
+    for process in range(BUDGETS["storage"] + 1):
+        assert leases.lease(0, f"{process}", 1, "x").trial_id == "a"
+        leases.report(0, broken("a", "storage"))
+        *_, event = leases.take_events()
+        clock.now += getattr(event, "delay", 0.0) + ELSEWHERE_SECONDS + 0.001
+    assert event == broken("a", "storage")
+
+
 def test_a_slot_of_another_size_elsewhere_is_waited_for_a_while(two_nodes, clock):
     rules = Rules(packed={"a": {"": 2}, "b": {"": 4}})
     leases = two_nodes(*shaped(a=1, b=1), rules=rules, has_gpus=True)
@@ -950,17 +1135,57 @@ def test_a_slot_of_another_size_elsewhere_is_waited_for_a_while(two_nodes, clock
     assert leases.lease(0, "q", 2, "x").trial_id == "a0"
 
 
-def test_a_busy_slot_of_its_size_elsewhere_is_waited_for_as_long_as_it_takes(two_nodes, clock):
+def test_a_busy_slot_elsewhere_is_waited_for_a_while_and_twice_as_long_each_time(two_nodes, clock):
     leases = two_nodes("a", "b")
-    leases.lease(0, "p", 1, "x")
     leases.lease(1, "p", 1, "y")
-    leases.report(0, broken("a"))
+    for n_failed in range(6):
+        before = clock.now
+        while leases.lease(0, f"{n_failed}", 1, "x") == "wait":
+            clock.now += 1
+            leases.beat(1, "p", "a")
+            assert clock.now - before < LONGEST_REST
+        waited = ELSEWHERE_SECONDS * 2 ** (n_failed - 1) if n_failed else 0
+        assert clock.now - before == pytest.approx(waited, abs=1)
+        leases.report(0, broken("b"))
+    leases.report(1, ended("a"))  # it was not known yet whether x is sound: no failure has counted
+    assert leases.lease(1, "p", 1, "y").trial_id == "b"
+
+
+def test_a_node_on_which_it_can_never_run_is_not_waited_for(make_leases, clock):
+    packed = {"a": {"A": 0, "B": 1}, "b": {"A": 1, "B": 0}}
+    leases = make_leases(*shaped(a=1, b=1), rules=Rules(packed=packed), has_gpus=True)
+    leases.poll(False, TWO_KINDS)
+    assert leases.lease(1, "p", 1, "small").trial_id == "b0"
+    for process in range(BUDGETS["storage"] + 1):
+        assert leases.lease(0, str(process), 1, "large").trial_id == "a0"
+        leases.report(0, broken("a0", "storage"))
+        *_, event = leases.take_events()
+        clock.now += getattr(event, "delay", 0.0) + 0.001
+    assert event == broken("a0", "storage")
+
+
+def test_one_that_is_about_to_ask_elsewhere_is_waited_for_however_late(two_nodes, clock):
+    leases = two_nodes("a", "b")
+    leases.lease(1, "p", 1, "y")
+    fail_on(leases, "x", "b")
+    clock.now += 2 * ELSEWHERE_SECONDS
+    leases.report(1, ended("a"))
+    assert leases.lease(0, "q", 1, "x") == "wait"
+    assert leases.lease(1, "p", 1, "y").trial_id == "b"
+
+
+def test_where_others_failed_too_a_busy_slot_elsewhere_is_waited_for_as_long_as_it_takes(
+    two_nodes, clock
+):
+    leases = two_nodes(*"abc")
+    leases.lease(1, "p", 1, "y")
+    fail_on(leases, "x", "bc")
     for _ in range(100):
         clock.now += 50
-        leases.beat(1, "p", "b")
+        leases.beat(1, "p", "a")
         assert leases.lease(0, "q", 1, "x") == "wait"
-    leases.report(1, ended("b"))
-    assert leases.lease(1, "p", 1, "y").trial_id == "a"
+    leases.report(1, ended("a"))
+    assert leases.lease(1, "p", 1, "y").trial_id == "b"
 
 
 def fail_on(leases, node, trials, kind="bug", slot=0):
@@ -1003,17 +1228,17 @@ def test_a_node_that_fails_three_trials_which_go_well_elsewhere_is_avoided_and_n
 def test_an_avoided_node_gets_no_more_orders_and_what_runs_there_may_finish(two_nodes):
     leases = two_nodes(*"abcdefgh")
     leases.lease(1, "p", 1, "y")
-    fail_on(leases, "x", "bcd")
-    assert leases.lease(5, "p", 1, "x").trial_id == "e"
+    assert leases.lease(5, "p", 1, "x").trial_id == "b"
+    fail_on(leases, "x", "cde")
     leases.report(1, ended("a"))
-    go_well_on(leases, "y", "dfghbc")
+    go_well_on(leases, "y", "efghcd")
     assert events(leases, Avoided)
     polled = leases.poll(False)
     assert (polled.avoided, polled.astray) == ({"x"}, {0, 5})
     assert polled.running == {}  # as far as it counts for those that are to be added
     assert leases.lease(0, "new", 1, "x") == "leave"
-    assert not leases.beat(5, "p", "e")
-    leases.report(5, ended("e"))
+    assert not leases.beat(5, "p", "b")
+    leases.report(5, ended("b"))
     assert leases.is_done()
 
 
@@ -1056,6 +1281,19 @@ def test_nor_is_a_node_to_blame_that_has_gone(two_nodes, clock):
     assert events(leases, Avoided) == []
 
 
+def test_nor_is_one_of_whose_end_is_heard_only_by_its_silence(two_nodes, clock):
+    leases = two_nodes(*"abc")
+    for slot in range(TRIALS):
+        leases.lease(slot, "p", 1, "x")
+    leases.poll(False, {"y": Site("y"), "z": Site("z")})
+    clock.now += LEASE_SECONDS + 1
+    leases.look()
+    clock.now += ELSEWHERE_SECONDS
+    go_well_on(leases, "y", "abc", slot=9)
+    leases.look()
+    assert events(leases, Avoided) == []
+
+
 def test_the_last_node_is_never_avoided(two_nodes):
     leases = two_nodes(*"abc")
     fail_on(leases, "x", "abc")
@@ -1075,9 +1313,9 @@ def test_what_most_nodes_fail_in_is_no_nodes_fault(make_leases):
     for slot, trial in enumerate("abcdefghi"):
         leases.report(slot, broken(trial))
     for _ in range(3):
-        for slot, node in enumerate("xyz"):
-            order = leases.lease(slot, "well", 1, node)
-            leases.report(slot, ended(order.trial_id))
+        found = [(slot, leases.lease(slot, "well", 1, "xyz"[slot])) for slot in (2, 0, 1)]
+        for slot, again in found:
+            leases.report(slot, ended(again.trial_id))
     assert leases.is_done()
     assert events(leases, Avoided) == []
 
@@ -1091,15 +1329,121 @@ def test_a_node_that_completes_as_many_is_not_avoided(two_nodes):
 
 
 def test_what_was_used_up_on_an_avoided_node_is_given_back(two_nodes):
-    leases = two_nodes(*"abcd")
-    fail_on(leases, "x", "abcd")
-    for slot, trial in enumerate("dcab"):
-        assert leases.lease(slot, "p", 1, "y").trial_id == trial
-    for slot, trial in enumerate("dca"):
+    leases = two_nodes(*"zabcd")
+    assert leases.lease(9, "p", 1, "y").trial_id == "z"
+    for slot, trial in enumerate("abcd"):
+        assert leases.lease(slot, "p", 1, "x").trial_id == trial
+    for slot, trial in enumerate("abcd"):
+        leases.report(slot, broken(trial))
+    leases.report(9, ended("z"))  # y is sound
+    for slot, trial in enumerate("cdab"):
+        assert leases.lease(slot, "q", 1, "y").trial_id == trial
+    for slot, trial in enumerate("cda"):
         leases.report(slot, ended(trial))
     assert events(leases, Avoided)
     leases.report(3, broken("b"))  # a second bug, if the first had counted
     assert [type(event) for event in leases.take_events()] == [Retry]
+
+
+@pytest.fixture
+def resting(two_nodes, clock):
+    """What a node leaves that failed three trials, while the other is busy with a long one."""
+    leases = two_nodes(*"abcdefghijkl")
+    leases.lease(1, "p", 1, "y")
+    fail_on(leases, "x", "bcd")
+    return leases
+
+
+def test_a_suspect_gets_what_has_not_failed_yet_only_now_and_then(resting, clock):
+    """Each time after twice as long, one at a time, while another is to show who is to blame."""
+    for n, trial in enumerate("efgh"):
+        before = clock.now
+        while (found := resting.lease(0, "q", 1, "x")) == "wait":
+            assert resting.lease(2, "q", 1, "x") == "wait"
+            clock.now += 1
+            resting.beat(1, "p", "a")
+            assert clock.now - before < LONGEST_REST
+        assert found.trial_id == trial
+        assert clock.now - before == pytest.approx(ELSEWHERE_SECONDS * 2**n, abs=1)
+        resting.report(0, broken(trial))
+    assert [type(event) for event in resting.take_events()] == [Retry] * 7
+
+
+def test_a_suspect_that_completes_what_it_is_given_rests_no_more(resting, clock):
+    assert resting.lease(0, "q", 1, "x") == "wait"
+    clock.now += ELSEWHERE_SECONDS
+    resting.report(0, ended(resting.lease(0, "q", 1, "x").trial_id))
+    assert isinstance(resting.lease(0, "q", 1, "x"), Order)
+
+
+def test_a_suspect_does_not_rest_from_what_no_other_node_can_run(make_leases, clock):
+    packed = {"a": {"A": 0, "B": 1}, "b": {"A": 1, "B": 1}}
+    leases = make_leases(*shaped(b=9, a=2), rules=Rules(packed=packed), has_gpus=True)
+    leases.poll(False, TWO_KINDS)
+    leases.lease(1, "p", 1, "small")
+    fail_on(leases, "large", [f"b{i}" for i in range(1, TRIALS + 1)])
+    for slot in (0, 2):
+        assert leases.lease(slot, "q", 1, "large").shape == "a"
+    clock.now += ELSEWHERE_SECONDS - 1  # which does not make it rest longer from the others
+    assert leases.lease(3, "q", 1, "large") == "wait"
+    clock.now += 1
+    assert leases.lease(3, "q", 1, "large").trial_id == "b4"
+
+
+def test_a_slot_makes_no_room_for_one_that_would_find_nothing_there_either(make_leases, clock):
+    """Else the driver asks for another slot, which leaves for the first, and so on."""
+    rules = Rules(packed={"a": {"": 4}, "b": {"": 2}})
+    leases = make_leases(*shaped(a=9, b=9), rules=rules, has_gpus=True)
+    leases.poll(False, {node: Site(node) for node in "xy"})
+    leases.lease(1, "p", 4, "y")
+    for i in range(TRIALS):
+        leases.report(0, broken(leases.lease(0, str(i), 4, "x").trial_id))
+    assert leases.lease(0, "q", 4, "x") == leases.lease(2, "q", 2, "x") == "wait"
+    assert leases.lease(3, "q", 1, "x") == "wait"
+    assert leases.lease(4, "q", 1, "y") == "leave"  # where one of another size is of use
+
+
+def test_a_suspect_rests_no_more_where_no_other_can_show_anything(resting):
+    resting.report(1, broken("a"))  # y is doubtful, too
+    assert isinstance(resting.lease(0, "q", 1, "x"), Order)
+
+
+def test_failures_on_nodes_not_known_to_be_sound_do_not_count_while_another_may_try(make_leases):
+    leases = make_leases("z", "a", "b")
+    leases.poll(False, {node: Site(node) for node in "xyz"})
+    leases.lease(2, "p", 1, "z")
+    fail_on(leases, "x", "a")
+    fail_on(leases, "y", "b")
+    assert leases.lease(0, "q", 1, "x") == leases.lease(1, "q", 1, "y") == "wait"
+    leases.report(2, broken("z"))  # now there is none
+    assert leases.lease(1, "q", 1, "y").trial_id == "a"
+    leases.report(1, broken("a"))
+    assert leases.take_events()[-1] == broken("a")
+
+
+def test_where_new_nodes_come_and_go_a_bug_is_not_tried_again_for_ever(make_leases):
+    """On one of which nothing is known each time, while another is busy with a long trial."""
+    leases = make_leases("long", "a")
+    leases.lease(99, "p", 1, "other")
+    again = []
+    for i in range(MOST_EXCUSED + 1):
+        again += leases.poll(False, {"other": Site("host"), f"x{i}": Site("host")}).events
+        assert leases.lease(i, "p", 1, f"x{i}").trial_id == "a"
+        leases.report(i, broken("a"))
+    assert [type(event) for event in again] == [Retry] * MOST_EXCUSED
+    assert leases.take_events() == [broken("a")]
+
+
+def test_a_trial_that_loses_its_nodes_has_a_budget_wherever_it_may_be_tried(make_leases, clock):
+    leases = make_leases("a", "b")
+    leases.lease(99, "p", 1, "other")
+    for i in range(BUDGETS["lost"] + 1):
+        clock.now += 1e4
+        assert leases.lease(i, "p", 1, f"x{i}").trial_id == "b"
+        leases.died(i, NODE_IS_GONE, f"x{i}")
+    *again, failure = leases.take_events()
+    assert [type(event) for event in again] == [Retry] * BUDGETS["lost"]
+    assert (type(failure), failure.trial_id) == (Failure, "b")
 
 
 # --- nodes where nothing starts -------------------------------------------------------------

@@ -1,5 +1,6 @@
 """How many trials share a GPU, by its kind, and which slots are asked for."""
 
+import timeit
 from collections import Counter
 
 import pytest
@@ -202,6 +203,35 @@ def test_where_all_kinds_were_too_small_a_trial_may_try():
     packing.sees(["A"])
     assert packing.shares("a") == (Share("A", 1),)
     assert packing.out_of_memory("a", 1, "A") is None
+
+
+def test_a_cluster_that_grows_is_asked_for_a_kind_that_an_earlier_launch_found_large_enough():
+    rules = Rules(packed={"a": {"A": 0, "B": 2}, "b": {"A": 2}})
+    growing, fixed = Packing(rules, grows=True), Packing(rules)
+    growing.sees([])  # nothing is there yet
+    assert growing.shares("a") == (Share("B", 2),)
+    assert growing.shares("b") == growing.shares("c") == (Share("", 1),)
+    for packing in (growing, fixed):
+        packing.sees(["A"])
+    assert growing.shares("a") == (Share("B", 2),)
+    assert growing.needed("a", "A") == 0
+    assert fixed.shares("a") == (Share("A", 1),)  # where none will come it may try
+    [asked] = missing_slots(
+        [Demand(growing.shares("a"), 1)], {}, {}, Devices({"A": 9}, {"A": 9}, 9, grows=True)
+    )
+    assert asked == Share("B", 2)
+
+
+def test_what_is_known_of_other_shapes_takes_no_time():
+    """The queue asks for the shares of every shape, five times a second and for each lease."""
+
+    def seconds(n_shapes):
+        known = {f"s{i}": {"A": 2, "B": 4} for i in range(n_shapes)}
+        packing = Packing(Rules(packed=known), grows=True)
+        packing.sees(["A", "B"])
+        return min(timeit.repeat(lambda: packing.shares("s0"), number=20, repeat=5))
+
+    assert seconds(10_000) < 50 * seconds(10)  # a thousand times as much, and more, if it did
 
 
 def test_without_gpus_a_trial_has_a_slot():

@@ -19,7 +19,8 @@ from sweeper.schedule.polled import Polled
 def polled(*demands: Demand, **said: Any) -> Polled:
     nothing: Mapping[str, Any] = {
         **{"events": [], "condemned": [], "running": {}, "kinds": {}},
-        **{"avoided": frozenset(), "astray": frozenset(), "is_done": False, "barren": ""},
+        **{"avoided": frozenset(), "astray": frozenset(), "is_done": False},
+        **{"barren": "", "stranded": ""},
     }
     return Polled(demands=demands, **{**nothing, **said})
 

@@ -158,6 +158,7 @@ def test_host_memory_counts_as_lost():
     ("name", "kind"),
     [
         ("ConfigError", "invalid"),
+        ("DataError", "data"),
         ("StoreError", "storage"),
         ("UnavailableStoreError", "storage"),
         ("HoleError", "storage"),
@@ -476,6 +477,24 @@ def test_a_wait_is_the_same_each_time_and_a_bug_has_none():
     assert delay_of(retries, failed("lost")) == backoff("t1", "lost", 1)
     assert delay_of(retries, failed("storage")) == backoff("t1", "storage", 1)
     assert delay_of(retries, failed("lost")) == backoff("t1", "lost", 2)
+
+
+def test_what_failed_on_an_excused_node_counts_as_soon_as_that_is_not_excused_any_more():
+    retries = Retries()
+    for _ in range(5):
+        assert retries.delay(failed("bug"), is_larger_left=False, node="x", excused={"x"}) == 0.0
+    assert retries.delay(failed("bug"), is_larger_left=False, node="y", excused={"x"}) == 0.0
+    assert retries.delay(failed("bug"), is_larger_left=False, node="y", excused={"x"}) is None
+    assert retries.delay(failed("bug"), is_larger_left=False, node="z") is None
+
+
+def test_waits_grow_no_further_than_the_budget_where_nothing_counts():
+    retries = Retries()
+    delays = [
+        retries.delay(failed("lost"), is_larger_left=False, node="x", excused={"x"})
+        for _ in range(30)
+    ]
+    assert max(delays) == backoff("t1", "lost", BUDGETS["lost"])
 
 
 # --- the breaker ----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from sweeper import journal as journal_module
 from sweeper.attempt import Outcome, Progress, Waiting
 from sweeper.journal import Journal, Tally, read_events
 from sweeper.schedule import scribe as module
-from sweeper.schedule.executor import Avoided, Halt, Packed, Retry
+from sweeper.schedule.executor import Avoided, Halt, Packed, Retry, Stranded
 from sweeper.schedule.retry import Failure
 from sweeper.schedule.scribe import DIGEST_SECONDS, LIVE_SECONDS, Counts, Running, Scribe
 from sweeper.status.live import read_live
@@ -190,6 +190,14 @@ def test_a_node_that_is_avoided(written):
     ]
     assert written.counts.avoided == [AVOIDED]
     assert written.shown[-1][0] == AVOIDED
+
+
+def test_what_waits_for_gpus_that_are_gone(written):
+    event = Stranded(("B",), ("a shape",), 2)
+    written.take(event)
+    found = {"event": "stranded", "kinds": ["B"], "shapes": ["a shape"], "n_trials": 2}
+    assert written.lines() == [found]
+    assert written.shown[-1][0] == event
 
 
 def test_waiting_and_halting_are_shown_and_not_journalled(written):

@@ -128,6 +128,51 @@ def test_a_node_that_has_gone_is_forgotten(suspects):
     assert suspects.to_blame(BIG) == {}
 
 
+def test_one_failure_makes_a_node_doubtful_that_has_completed_nothing(suspects):
+    assert not suspects.is_doubtful("x")
+    assert not suspects.is_sound("x")
+    fails(suspects, "a")
+    assert suspects.is_doubtful("x")
+    assert not suspects.is_doubtful("x", but="a")
+    suspects.ended("a")  # it failed elsewhere, too: that does not show that x is sound
+    assert suspects.is_doubtful("x")
+    completes(suspects, "b", node="x")
+    assert suspects.is_sound("x")
+
+
+def test_three_in_a_row_make_one_doubtful_that_was_sound(suspects):
+    completes(suspects, "o", node="x")
+    fails(suspects, "a", "b")
+    assert suspects.is_sound("x")
+    fails(suspects, "b", "b")
+    assert suspects.is_sound("x")
+    fails(suspects, "c")
+    assert suspects.is_doubtful("x")
+    assert suspects.is_sound("x", but="a")
+    completes(suspects, "p", node="x")
+    assert suspects.is_sound("x")
+
+
+def test_of_most_nodes_those_are_to_blame_that_go_on_when_others_have_overcome_it(suspects):
+    for node in "xy":
+        fails(suspects, *(f"{node}{i}" for i in range(3)), node=node)
+    completes(suspects, *(f"{node}{i}" for node in "xy" for i in range(3)), node="z")
+    assert suspects.to_blame(3) == {}
+    fails(suspects, "more", node="x")
+    assert set(suspects.to_blame(3)) == {"x"}
+
+
+def test_what_was_overcome_before_a_node_completed_a_trial_says_nothing_of_the_next_time(suspects):
+    for node in "xy":
+        fails(suspects, *(f"{node}{i}" for i in range(3)), node=node)
+    completes(suspects, *(f"{node}{i}" for node in "xy" for i in range(3)), node="z")
+    completes(suspects, *"opq", node="x")
+    fails(suspects, *"abc", node="x")
+    fails(suspects, *"def", node="y")
+    completes(suspects, *"abc", node="z")
+    assert "x" not in suspects.to_blame(3)
+
+
 TRIAL, NODE = st.integers(0, 5), st.sampled_from("xyz")
 HAPPENINGS = st.lists(
     st.one_of(

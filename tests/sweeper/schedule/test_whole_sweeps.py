@@ -1,19 +1,21 @@
 """Whole sweeps, played through: slots on nodes with GPUs of several kinds, some of them bad."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.attempt import Order, Outcome, Progress
-from sweeper.schedule.executor import Avoided, Packed, Retry
-from sweeper.schedule.leases import Leases
+from sweeper.schedule.executor import Avoided, Halt, Packed, Retry
+from sweeper.schedule.leases import NODE_IS_GONE, Leases
 from sweeper.schedule.nodes import Site
 from sweeper.schedule.packing import Devices, Share, missing_slots
-from sweeper.schedule.retry import Failure
+from sweeper.schedule.retry import BREAK_AFTER, Failure
 from sweeper.schedule.rules import Rules
+from sweeper.schedule.suspects import TRIALS
 
 GIB = 1 << 30
 MEMORY = {"": 80, "A": 40, "B": 80}  # GiB of a GPU of each kind
@@ -26,7 +28,8 @@ class Node:
     kind: str
     n_gpus: int
     n_cpus: int
-    is_bad: bool = False
+    is_bad: bool = False  # and fails at once whatever it is given
+    joins: int = 0  # in which round
 
 
 @dataclass
@@ -45,15 +48,40 @@ class Cluster:
 
     Trials of shape `fat` need more than they are taken to, and say so when they run out of it;
     those of `huge` and `whole` need a GPU of 80 GiB; nothing is known of `new`.
+
+    Parameters
+    ----------
+    pace : how likely it is that a trial ends in a round.
+    broken : trials that fail wherever they run.
     """
 
-    def __init__(self, orders, nodes, packed):
-        self.now = 0.0
+    def __init__(self, orders, nodes, packed, pace=0.5, broken=()):
+        self.now, self.pace, self.broken = 0.0, pace, broken
         self.leases = Leases(orders, Rules(packed=packed), has_gpus=True, clock=lambda: self.now)
-        self.nodes = nodes
-        self.sites = {name: Site(name, node.kind) for name, node in nodes.items()}
-        self.free = {(name, g): 1.0 for name, node in nodes.items() for g in range(node.n_gpus)}
+        self.later, self.nodes, self.free = nodes, {}, {}
         self.slots, self.names, self.events = {}, iter(range(10**6)), []
+        self.join()
+
+    def join(self):
+        for name, node in self.later.items():
+            if node.joins <= self.now:
+                self.nodes[name] = node
+                self.free |= {(name, g): 1.0 for g in range(node.n_gpus)}
+        self.later = {name: node for name, node in self.later.items() if name not in self.nodes}
+
+    def lose(self, name):
+        """A node goes, and its slots wait for a place elsewhere, as Tune has it."""
+        node = self.nodes.pop(name)
+        self.free = {gpu: free for gpu, free in self.free.items() if gpu[0] != name}
+        for number, slot in self.slots.items():
+            if slot.gpu is not None and slot.gpu[0] == name:
+                slot.gpu, slot.order, slot.process = None, None, slot.process + 1
+                self.leases.died(number, NODE_IS_GONE, name)
+        return node
+
+    @property
+    def sites(self):
+        return {name: Site(name, node.kind) for name, node in self.nodes.items()}
 
     def devices(self, avoided):
         gpus, slots = Counter(), Counter()
@@ -67,8 +95,14 @@ class Cluster:
         polled = self.leases.poll(False, self.sites)
         assert polled.condemned == []
         self.events += polled.events
-        asked = Counter(s.share for name, s in self.slots.items() if name not in polled.astray)
+        assert polled.barren == polled.stranded == ""
         devices = self.devices(polled.avoided)
+        asked = Counter(
+            slot.share
+            for name, slot in self.slots.items()
+            if name not in polled.astray
+            if slot.gpu is not None or slot.share.kind in devices.slots
+        )
         added = missing_slots(polled.demands, asked, polled.running, devices)
         self.slots |= {next(self.names): Slot(share, polled.avoided) for share in added}
         return polled.is_done
@@ -103,7 +137,7 @@ class Cluster:
         order, slot.order = slot.order, None
         trial, need = order.trial_id, NEEDS[order.shape]
         node, there = self.nodes[slot.gpu[0]], MEMORY[slot.share.kind]
-        if node.is_bad:
+        if node.is_bad or trial in self.broken:
             slot.process += 1
             self.leases.report(name, Failure(trial, "bug", "RuntimeError", "a bad node", "bad"))
         elif need > there / order.per_gpu:
@@ -114,19 +148,27 @@ class Cluster:
             self.leases.report(name, said)
             self.leases.report(name, Outcome(trial, 1, "complete", 1.0))
 
+    def go_on(self, name, random):
+        slot = self.slots[name]
+        if slot.order is None:
+            return
+        self.leases.beat(name, f"{slot.process}", slot.order.trial_id)
+        if self.nodes[slot.gpu[0]].is_bad or random.random() < self.pace:
+            self.end(name)
+
     def play(self, random, n_rounds=600):
-        """Until all is done and every slot has left."""
+        """Until all is done and every slot has left that has a place."""
         for _ in range(n_rounds):
+            self.join()
             is_done = self.want()
             self.place()
             for name in random.sample(sorted(self.slots), len(self.slots)):
                 if self.slots[name].gpu is not None and self.slots[name].order is None:
                     self.ask(name)
             for name in sorted(self.slots):
-                if self.slots[name].order is not None and random.random() < 0.5:
-                    self.end(name)
+                self.go_on(name, random)
             self.now += 1
-            if is_done and not self.slots:
+            if is_done and all(slot.gpu is None for slot in self.slots.values()):
                 return
         pytest.fail("slots and orders wait for one another")
 
@@ -151,6 +193,7 @@ def clusters(draw):
     }
 
 
+CHANCE = st.integers(0, 10**6).map(Random)
 COUNTS = st.dictionaries(st.sampled_from(sorted(NEEDS)), st.integers(1, 7), min_size=1)
 
 
@@ -231,3 +274,123 @@ def test_a_bad_node_is_avoided_and_every_trial_completes_elsewhere():
     assert (avoided.node, len(avoided.trial_ids), avoided.signature) == ("bad", 3, "bad")
     # What the fourth failure there was worth was seen soon, and not at the sweep's end.
     assert len([e for e in cluster.events if isinstance(e, Retry)]) <= 12
+
+
+# --- several bad nodes, and trials that fail everywhere ---------------------------------------
+
+
+def of(cluster, *kinds):
+    return [event for event in cluster.events if isinstance(event, kinds)]
+
+
+def trials(events):
+    return sorted(event.trial_id for event in events)
+
+
+@st.composite
+def bad_and_good(draw):
+    """Some nodes that fail all that they are given, and others, one of them from the start."""
+    n_bad, n_good = draw(st.integers(1, 4)), draw(st.integers(1, 2))
+    several = draw(st.booleans())
+    return {
+        f"{'bad' if i < n_bad else 'good'}{i}": Node(
+            "B" if several and i % 2 else "A",
+            draw(st.integers(1, 2)),
+            draw(st.integers(1, 9)),
+            is_bad=i < n_bad,
+            joins=draw(st.integers(0, 40)) * (i != n_bad),
+        )
+        for i in draw(st.permutations(range(n_bad + n_good)))
+    }
+
+
+def n_slots(node):
+    return min(node.n_gpus * PACKED["slim"][node.kind], node.n_cpus)
+
+
+@settings(max_examples=60, deadline=None)
+@given(bad_and_good(), CHANCE)
+def test_however_many_nodes_are_bad_all_completes_on_the_others_and_they_are_named(nodes, random):
+    """A bad node fails what its slots hold when it becomes suspect, and then one now and then."""
+    orders = orders_of({"slim": 300})
+    n_good = sum(n_slots(node) for node in nodes.values() if not node.is_bad)
+    cluster = Cluster(orders, nodes, PACKED, pace=1 / n_good)  # in all one trial a round
+    cluster.play(random, n_rounds=3000)
+
+    assert trials(of(cluster, Outcome)) == sorted(order.trial_id for order in orders)
+    assert of(cluster, Failure, Halt) == []
+    assert {event.node for event in of(cluster, Avoided)} == {n for n in nodes if "bad" in n}
+    most = sum(n_slots(node) + TRIALS + 2 for node in nodes.values() if node.is_bad)
+    assert len(of(cluster, Retry)) <= most
+
+
+@settings(max_examples=30, deadline=None)
+@given(bad_and_good(), st.integers(1, 30), CHANCE)
+def test_where_everything_fails_everywhere_the_sweep_is_halted_at_once(nodes, n_trials, random):
+    orders = orders_of({"slim": n_trials})
+    cluster = Cluster(orders, nodes, PACKED, pace=1.0, broken={o.trial_id for o in orders})
+    cluster.play(random)
+    assert of(cluster, Outcome, Avoided) == []
+    assert len(of(cluster, Halt)) == (n_trials >= BREAK_AFTER)
+    assert len(of(cluster, Retry)) <= n_trials + len(nodes)  # twice each, and once more a node
+    assert cluster.now < 40 + 60 + 2 * n_trials  # until the last has joined or is not waited for
+
+
+@settings(max_examples=60, deadline=None)
+@given(bad_and_good(), st.sets(st.integers(0, 59), max_size=9), CHANCE)
+def test_a_trial_that_fails_everywhere_ends_as_failed_and_takes_no_other_along(
+    nodes, numbers, random
+):
+    nodes = {name: Node(n.kind, n.n_gpus, n.n_cpus, joins=n.joins) for name, n in nodes.items()}
+    broken = {f"slim-{i}" for i in numbers}
+    orders = orders_of({"slim": 60})
+    cluster = Cluster(orders, nodes, PACKED, broken=broken)
+    cluster.play(random)
+    assert trials(of(cluster, Failure)) == sorted(broken)
+    assert trials(of(cluster, Outcome)) == sorted({o.trial_id for o in orders} - broken)
+    assert of(cluster, Avoided, Halt) == []
+    n_retries = Counter(event.trial_id for event in of(cluster, Retry))
+    assert all(n <= len(nodes) for n in n_retries.values())
+
+
+# --- nodes that go ----------------------------------------------------------------------------
+
+
+class Dying(Cluster):
+    """Nodes go, and some come back under another name."""
+
+    def __init__(self, *args, deaths, **settings):
+        super().__init__(*args, **settings)
+        self.deaths = deaths
+
+    def join(self):
+        super().join()
+        for when, which, after in getattr(self, "deaths", ()):
+            if when == self.now and len(self.nodes) > 1:
+                name = sorted(self.nodes)[which % len(self.nodes)]
+                node = self.lose(name)
+                if after is not None or not self.is_enough():
+                    back = replace(node, joins=self.now + (after or 1))
+                    self.later[f"{name}+"] = back
+
+    def is_enough(self):
+        """Whether what needs most has a place on what is left."""
+        kinds = {node.kind for node in self.nodes.values()}
+        return max(MEMORY[kind] for kind in kinds) == 80
+
+
+DEATHS = st.lists(  # of nodes that have been seen: else nobody knows of a kind that is larger
+    st.tuples(st.integers(1, 60), st.integers(0, 5), st.none() | st.integers(1, 50)), max_size=6
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(COUNTS, clusters(), DEATHS, CHANCE)
+def test_what_a_node_takes_along_is_run_by_others(counts, nodes, deaths, random):
+    orders = orders_of({shape: 4 * n for shape, n in counts.items()})
+    cluster = Dying(orders, nodes, PACKED, pace=0.1, deaths=deaths)
+    cluster.play(random, n_rounds=4000)
+    assert trials(of(cluster, Outcome)) == sorted(order.trial_id for order in orders)
+    assert of(cluster, Failure, Avoided, Halt) == []
+    lost = Counter(e.trial_id for e in of(cluster, Retry) if e.failure.kind == "lost")
+    assert all(n <= len(deaths) for n in lost.values())

@@ -90,6 +90,7 @@ def test_every_failed_trial_is_in_one_group_and_the_largest_comes_first(drawn):
     ("kind", "said"),
     [
         ("invalid", "sweeper plan GRID"),
+        ("data", "not on n1, n2: put it there"),
         ("oom", "--per-gpu 1"),
         ("lost", "look at n1, n2, its memory"),
         ("storage", "launch again"),
