@@ -5,7 +5,7 @@ VENV   ?= .venv
 RUNS   ?= runs
 GRID   ?= grids/digits.yaml
 BIN    := $(VENV)/bin
-STEPS  := pyproject.toml docker/install.sh docker/requirements.lock
+STEPS  := pyproject.toml setup.py analysis/bhattacharyya/cpu.c docker/install.sh docker/requirements.lock
 
 .PHONY: demo test test-cluster lock clean
 

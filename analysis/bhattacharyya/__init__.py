@@ -11,26 +11,46 @@ normalised here in float64, so that the rounding of float16 storage does not loo
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import math
 import typing
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from analysis.bhattacharyya import portable, reference
-from analysis.bhattacharyya.portable import COEFFICIENT_FLOOR
+from analysis.bhattacharyya import cpu, portable, reference
+from analysis.bhattacharyya import kernel as kernels
+from analysis.bhattacharyya.kernel import (
+    COEFFICIENT_FLOOR,
+    Kernel,
+    NotDistributionsError,
+    Packed,
+    tolerance,
+)
 from sweeper.errors import AnalysisError, nearest
 
-__all__ = ["COEFFICIENT_FLOOR", "KERNELS", "pairwise", "to_ignorance", "to_truth"]
+__all__ = [
+    "COEFFICIENT_FLOOR",
+    "KERNELS",
+    "Kernel",
+    "NotDistributionsError",
+    "Packed",
+    "local_kernels",
+    "pairwise",
+    "to_ignorance",
+    "to_truth",
+    "worst_row",
+]
 
 LogProbs = npt.NDArray[typing.Any] | torch.Tensor
 Float64 = npt.NDArray[np.float64]
 
-KERNELS = ("auto", "portable", "reference")
+KERNELS = ("auto", "gpu", "cpu", "portable", "reference")
 _BATCH = 2**20  # numbers that are looked at at once
-ROW_SUM_TOLERANCE = 1e-3  # float16 log-probabilities of 1,000 classes stay within half of it
 
 
 def pairwise(
@@ -41,17 +61,20 @@ def pairwise(
     Parameters
     ----------
     log_p : (n_p, n_samples, n_classes) float16, float32 or float64 natural-log probabilities,
-        NumPy or torch; −inf is allowed, NaN is not, and each row sums to 1 within 1e-3.
+        NumPy or torch; −inf is allowed, NaN is not, and each row's probabilities sum
+        to 1 within 1e-3 (float16: 0.025); they are normalised.
     log_q : (n_q, n_samples, n_classes), same samples in the same order; default `log_p`.
     device : `auto` (CUDA when there is one), `cpu`, `cuda` or `cuda:<index>`.
-    kernel : `auto` (the fastest that runs here), `portable` (torch; within 1e-7·max(1, d) of the
-        reference) or `reference` (float64 on the CPU, slow).
+    kernel : `auto` (the fastest that is exact), `gpu` (Triton; exact from 8,192 samples on), `cpu`
+        (C; from 256 on), `portable` (torch) or `reference` (float64 on the CPU, slow). Exact is
+        within 1e-7·max(1, d) of the reference; a kernel that works in float32 is so where the
+        rounding of many samples averages out, not where all samples are alike: 5e-7 then.
 
     Returns
     -------
     (n_p, n_q) float64, nats, ≥ 0; symmetric with an exactly zero diagonal when `log_q` is None.
         Where two snapshots have disjoint support on a sample, their distance is infinite:
-        `reference` says so, `portable` counts every coefficient below `COEFFICIENT_FLOOR` as that
+        `reference` says so, the others count every coefficient below `COEFFICIENT_FLOOR` as that
         floor, so that one sample adds at most 41.6 nats / n_samples and no distance is infinite.
 
     Raises
@@ -59,8 +82,8 @@ def pairwise(
     AnalysisError : shapes disagree, a dtype, device or kernel is unknown, there is a NaN, or a
         row does not sum to 1 (the message names the row and the worst sum).
     """
-    p = _checked(log_p, "log_p")
-    q = None if log_q is None else _checked(log_q, "log_q")
+    p = _tensor(log_p, "log_p")
+    q = None if log_q is None else _tensor(log_q, "log_q")
     if q is not None and p.shape[1:] != q.shape[1:]:
         raise AnalysisError(
             "log_q", f"shape `{tuple(q.shape)}`", f"samples and classes of `{tuple(p.shape)}`"
@@ -69,11 +92,91 @@ def pairwise(
         raise AnalysisError(
             "kernel", f"`{kernel}`", f"one of {', '.join(KERNELS)}", nearest(kernel, KERNELS)
         )
-    if kernel == "reference":
+    if kernel in ("cpu", "reference"):
         if device not in ("auto", "cpu"):
-            raise AnalysisError("device", f"`{device}`", "the reference runs on the cpu only")
+            raise AnalysisError(
+                "device", f"`{device}`", f"the {kernel} kernel runs on the cpu only"
+            )
+        device = "cpu"
+    where = _device(device)
+    if kernel == "reference":
+        _check_rows(p, "log_p")
+        if q is not None:
+            _check_rows(q, "log_q")
         return reference.pairwise(p.numpy(), None if q is None else q.numpy())
-    return portable.pairwise(p, q, _device(device))
+    with _kernel(kernel, where, *p.shape[1:]) as chosen:
+        try:  # every kernel looks at the rows itself while it reads them
+            return kernels.pairwise(chosen, p, q)
+        except NotDistributionsError:
+            _check_rows(p, "log_p")
+            if q is not None:
+                _check_rows(q, "log_q")
+        # What is refused in float32 may be accepted in float64, if only just.
+        return kernels.pairwise(chosen, _normalised(p), None if q is None else _normalised(q))
+
+
+@contextlib.contextmanager
+def local_kernels(n_samples: int, n_classes: int) -> Iterator[list[Kernel]]:
+    """The fastest kernels that are exact, for predictions of this shape: one a GPU, or one."""
+    n_gpus = torch.cuda.device_count()
+    devices = [torch.device("cuda", index) for index in range(n_gpus)] or [torch.device("cpu")]
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(_kernel("auto", device, n_samples, n_classes)) for device in devices
+        ]
+
+
+@contextlib.contextmanager
+def _kernel(name: str, device: torch.device, n_samples: int, n_classes: int) -> Iterator[Kernel]:
+    """The kernel of that name, or the fastest that is exact on a device, as long as it is used.
+
+    Raises
+    ------
+    AnalysisError : it is not here, or not for this device.
+    """
+    if name == "auto":
+        name = _fastest(device, n_samples, n_classes)
+    elif reason := _missing(name, device):
+        raise AnalysisError("kernel", f"`{name}`: {reason}", "one that is here, such as portable")
+    n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if name == "gpu":
+        from analysis.bhattacharyya.gpu import Gpu
+
+        yield Gpu(device)
+    elif name == "cpu":
+        with ThreadPoolExecutor(n_threads) as pool:
+            yield cpu.Cpu(pool, n_threads)
+    else:
+        free = None if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] // 2
+        with portable.threads(n_threads) as pool:
+            yield portable.Portable(pool, n_threads, device, n_samples, free)
+
+
+def _fastest(device: torch.device, n_samples: int, n_classes: int) -> str:
+    """The name of the fastest kernel that is exact."""
+    if device.type == "cuda":
+        if _missing("gpu", device):
+            return "portable"
+        from analysis.bhattacharyya.gpu import MIN_SAMPLES
+
+        return "gpu" if n_samples >= MIN_SAMPLES else "portable"
+    return "cpu" if cpu.best(n_samples, n_classes) else "portable"
+
+
+def _missing(name: str, device: torch.device) -> str | None:
+    """Why a kernel cannot be used on a device, or None where it can."""
+    if name == "cpu":
+        return cpu.missing()
+    if name != "gpu":
+        return None
+    if device.type != "cuda":
+        return "there is no CUDA device"
+    if importlib.util.find_spec("triton") is None:
+        return "`triton` is not installed"
+    from analysis.bhattacharyya.gpu import CAPABILITY
+
+    found = torch.cuda.get_device_capability(device)
+    return f"the GPU is of capability {found}" if found < CAPABILITY else None
 
 
 def to_truth(log_p: LogProbs, labels: npt.ArrayLike) -> Float64:
@@ -146,6 +249,13 @@ def _normalised(batch: torch.Tensor) -> torch.Tensor:
 
 def _checked(log_probs: LogProbs, name: str) -> torch.Tensor:
     """The input as a tensor on the CPU, refused unless it holds log-probabilities."""
+    values = _tensor(log_probs, name)
+    _check_rows(values, name)
+    return values
+
+
+def _tensor(log_probs: LogProbs, name: str) -> torch.Tensor:
+    """The input as a tensor on the CPU, refused unless of a shape and type that is allowed."""
     if not isinstance(log_probs, (np.ndarray, torch.Tensor)):
         raise AnalysisError(name, f"a {type(log_probs).__name__}", "a NumPy array or torch tensor")
     kind = str(log_probs.dtype).removeprefix("torch.")
@@ -156,28 +266,39 @@ def _checked(log_probs: LogProbs, name: str) -> torch.Tensor:
             name, f"shape `{tuple(log_probs.shape)}`", "(n_snapshots, n_samples, n_classes)"
         )
     if isinstance(log_probs, torch.Tensor):
-        values = log_probs.detach().cpu()
-    else:
-        values = torch.from_numpy(np.require(log_probs, requirements=["C", "W"]))
-    sums = [torch.exp(batch.double()).sum(-1) for batch in _batches(values)]
-    _check_rows(torch.cat(sums), name)
-    return values
+        return log_probs.detach().cpu()
+    return torch.from_numpy(np.require(log_probs, requirements=["C", "W"]))
 
 
-def _check_rows(sums: torch.Tensor, name: str) -> None:
-    """Refuse rows that are no distributions, naming the worst; `sums` is (n, n_samples)."""
+def _check_rows(values: torch.Tensor, name: str) -> None:
+    """Refuse rows that are no distributions, naming the worst."""
+    found = worst_row(values)
+    if found is not None:
+        snapshot, sample, text = found
+        allowed = f"natural-log probabilities whose sum is 1 within {tolerance(values):g}"
+        raise AnalysisError(f"{name}[{snapshot}, {sample}]", text, allowed)
+
+
+def worst_row(values: torch.Tensor) -> tuple[int, int, str] | None:
+    """Snapshot and sample of the row that is furthest from a distribution, and what it is.
+
+    Parameters
+    ----------
+    values : (n, n_samples, n_classes) natural-log probabilities.
+
+    Returns
+    -------
+    None if the probabilities of all rows sum to 1.
+    """
+    sums = torch.cat([torch.exp(batch.double()).sum(-1) for batch in _batches(values)])
     off = torch.nan_to_num((sums - 1).abs(), nan=math.inf)
-    wrong = int((off > ROW_SUM_TOLERANCE).sum())
-    if not wrong:
-        return
+    n_wrong = int((off > tolerance(values)).sum())
+    if not n_wrong:
+        return None
     snapshot, sample = divmod(int(off.argmax()), sums.shape[1])
     worst = sums[snapshot, sample]
     found = "NaN" if worst.isnan() else f"probabilities that sum to `{worst:.4g}`"
-    raise AnalysisError(
-        f"{name}[{snapshot}, {sample}]",
-        f"{found}, the worst of {wrong} wrong rows",
-        f"natural-log probabilities whose sum is 1 within {ROW_SUM_TOLERANCE:g}",
-    )
+    return snapshot, sample, f"{found}, the worst of {n_wrong} wrong rows"
 
 
 def _device(name: str) -> torch.device:

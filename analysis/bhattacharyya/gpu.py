@@ -16,16 +16,28 @@ and is computed too.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import math
-import typing
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
+
+from analysis.bhattacharyya.kernel import (
+    Float64,
+    NotDistributionsError,
+    Packed,
+    Work,
+    after,
+    to_distances,
+)
+from analysis.bhattacharyya.kernel import tolerance as tolerance_of
 
 MIN_SAMPLES = 8192  # from which on the operands' rounding averages out below 1e-7
 CAPABILITY = (8, 0)  # from which on tensor cores multiply bfloat16
@@ -37,7 +49,10 @@ _DTYPE = torch.bfloat16
 _FLOOR = 2.0**-30  # in a class of its own, on both sides: each coefficient is at least 2⁻⁶⁰
 _GROUP = 4  # samples a product: 2¹²⁴ (2⁻⁶⁰)⁴ is still a normal float32
 _PACKED = 1 << 27  # log-probabilities whose float32 copies are held at once
-_SHARE = 0.5  # of free memory, for the operands
+_SHARE = 0.75  # of free memory, for operands and sums; packing takes some, too
+_STEP = 1024  # samples of a launch
+_STREAMS = 4  # launches of one tile that run at once
+_launching = threading.Lock()  # Triton, which compiles at the first, takes one thread at a time
 
 
 @dataclass(frozen=True)
@@ -50,10 +65,12 @@ class Operand:
         and lo of every snapshot. Behind the last class comes the floor, then zeros; behind the last
         sample come samples on which everybody agrees, whose coefficient is 1.
     n_chunks : of the classes.
+    log_sums : (n,) float64, Σₙ log of the sums of the probabilities, which were divided out.
     """
 
     parts: torch.Tensor
     n_chunks: int
+    log_sums: torch.Tensor
 
     @property
     def n(self) -> int:
@@ -61,51 +78,79 @@ class Operand:
         return self.parts.shape[2]
 
 
-def pairwise(
-    log_p: torch.Tensor, log_q: torch.Tensor | None, device: torch.device
-) -> npt.NDArray[np.float64]:
-    """Distances of checked log-probabilities, each coefficient at least 2⁻⁶⁰.
+class Gpu:
+    """The `Kernel` of an NVIDIA GPU.
 
-    Within 1e-7·max(1, d) of the float64 reference from `MIN_SAMPLES` samples on.
+    A pair's distance does not depend on its place in the matrix, but for the last bit on which of
+    two snapshots is the row: lo·hi′ is added before hi·lo′.
 
     Parameters
     ----------
-    log_p : (n_p, n_samples, n_classes) natural-log probabilities, on the CPU or the device.
-    log_q : (n_q, n_samples, n_classes); None means `log_p`: only tiles on and above the diagonal
-        are computed, and the diagonal is zero.
     device : of compute capability 8.0 or higher.
-
-    Returns
-    -------
-    (n_p, n_q) float64, nats.
     """
-    q = log_p if log_q is None else log_q
-    n_samples = log_p.shape[1]
-    L = torch.zeros(len(log_p), len(q), dtype=torch.float64, device=device)  # Σₙ log₂ BC
-    own_p, own_q = (torch.zeros(n, dtype=torch.float64, device=device) for n in L.shape)
-    for block in _blocks(log_p, q, device):
-        p_operand = pack(log_p[:, block], device)
-        q_operand = p_operand if log_q is None else pack(q[:, block], device)
-        accumulate(L, p_operand, None if log_q is None else q_operand)
-        accumulate_own(own_p, p_operand)
-        accumulate_own(own_q, q_operand)
-    # d = −(ln 2 / N) (L − (own + own′) / 2)
-    L.sub_(own_p[:, None] / 2).sub_(own_q[None, :] / 2).mul_(-math.log(2) / n_samples)
-    L.clamp_min_(0.0)
-    if log_q is None:
-        L.triu_(1)
-        L += L.T.clone()
-    return typing.cast("npt.NDArray[np.float64]", L.cpu().numpy())
+
+    rate = 2e13
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        is_gpu = device.type == "cuda"  # and not what Triton's interpreter runs on
+        free = torch.cuda.mem_get_info(device)[0] if is_gpu else 1 << 30
+        self.memory = int(free * _SHARE)
+        streams = range(_STREAMS if is_gpu else 0)
+        self._streams = [torch.cuda.Stream(device) for _ in streams]  # type: ignore[no-untyped-call]
+
+    def step(self, n_classes: int) -> int:
+        """The samples of one launch."""
+        return _STEP
+
+    def packed_bytes(self, n_classes: int) -> int:
+        """Both parts of what is filled up to whole chunks."""
+        chunk, n_chunks = _chunks(n_classes)
+        return 2 * chunk * n_chunks * _DTYPE.itemsize
+
+    def pack(self, log_p: torch.Tensor, before: Packed | None = None) -> Packed:
+        """See `Kernel`."""
+        operand = pack(log_p, self._device, tolerance_of(log_p))
+        own = torch.zeros(len(log_p), dtype=torch.float64, device=self._device)
+        for part in _launches(operand):
+            accumulate_own(own, part)
+        return after(
+            before, operand, own.cpu().numpy() * math.log(2), operand.log_sums.cpu().numpy()
+        )
+
+    def sums(self, n_p: int, n_q: int) -> torch.Tensor:
+        """Of base-2 logarithms, on the device."""
+        return torch.zeros(n_p, n_q, dtype=torch.float64, device=self._device)
+
+    def accumulate(self, work: Work) -> None:
+        """See `Kernel`; one tile is too little for a GPU, so several are under way at once."""
+        for number, (L, p, q) in enumerate(work):
+            with self._stream(number):
+                for left, right in zip(_launches(p.run), _launches(q.run), strict=True):
+                    accumulate(L, left, None if p is q else right)
+        for stream in self._streams:
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+
+    def distances(self, sums: torch.Tensor, p: Packed, q: Packed, n_samples: int) -> Float64:
+        """See `Kernel`."""
+        return to_distances(sums.mul_(math.log(2)).cpu().numpy(), p, q, n_samples)
+
+    @contextlib.contextmanager
+    def _stream(self, number: int) -> Iterator[None]:
+        if not self._streams:
+            yield
+            return
+        stream = self._streams[number % len(self._streams)]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            yield
 
 
-def _blocks(log_p: torch.Tensor, log_q: torch.Tensor, device: torch.device) -> list[slice]:
-    """Runs of samples whose operands fit into the device's memory."""
-    n_samples, n_classes = log_p.shape[1:]
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 30
-    chunk, n_chunks = _chunks(n_classes)
-    row = 2 * chunk * n_chunks * _DTYPE.itemsize * (len(log_p) + len(log_q))
-    step = max(1, int(free * _SHARE) // row // _GROUP) * _GROUP
-    return [slice(start, start + step) for start in range(0, n_samples, step)]
+def _launches(operand: Operand) -> Iterator[Operand]:
+    """The operand, some samples at a time."""
+    step = _STEP * operand.n_chunks
+    for start in range(0, len(operand.parts), step):
+        yield dataclasses.replace(operand, parts=operand.parts[start : start + step])
 
 
 def _chunks(n_classes: int) -> tuple[int, int]:
@@ -114,25 +159,38 @@ def _chunks(n_classes: int) -> tuple[int, int]:
     return chunk, n_classes // chunk + 1
 
 
-def pack(log_p: torch.Tensor, device: torch.device) -> Operand:
-    """The operand of (n, n_samples, n_classes) log-probabilities, normalised."""
+def pack(log_p: torch.Tensor, device: torch.device, tolerance: float = math.inf) -> Operand:
+    """The operand of (n, n_samples, n_classes) log-probabilities, normalised.
+
+    Raises
+    ------
+    NotDistributionsError : some row's probabilities do not sum to 1 within `tolerance`.
+    """
     n, n_samples, n_classes = log_p.shape
     chunk, n_chunks = _chunks(n_classes)
     n_padded = -(-n_samples // _GROUP) * _GROUP
     parts = torch.zeros(n_padded, n_chunks, 2, n, chunk, dtype=_DTYPE, device=device)
     parts[n_samples:, 0, 0, :, 0] = 1.0
     parts[:, n_classes // chunk, 0, :, n_classes % chunk] = _FLOOR
+    log_sums = torch.zeros(n, dtype=torch.float64, device=device)
+    n_right = torch.zeros((), dtype=torch.int64, device=device)  # looked at once, at the end
     step = max(1, _PACKED // (n * n_classes))
     for start in range(0, n_samples, step):
         samples = slice(start, min(start + step, n_samples))
         s = log_p[:, samples].to(device).transpose(0, 1).float().div(2).exp_()
-        s /= torch.linalg.vector_norm(s, dim=-1, keepdim=True)
+        norms = torch.linalg.vector_norm(s, dim=-1, keepdim=True)
+        s /= norms
+        sums = norms[..., 0].double().square_()
+        log_sums += sums.log().sum(0)
+        n_right += ((sums - 1).abs_() <= tolerance).sum()
         for i in range(n_chunks):
             of_chunk = s[..., i * chunk : (i + 1) * chunk]
             hi = of_chunk.to(_DTYPE)
             into = parts[samples, i, :, :, : of_chunk.shape[-1]]
             into[:, 0], into[:, 1] = hi, of_chunk - hi
-    return Operand(parts.view(-1, 2, n, chunk), n_chunks)
+    if int(n_right) < n * n_samples:
+        raise NotDistributionsError
+    return Operand(parts.view(-1, 2, n, chunk), n_chunks, log_sums)
 
 
 def accumulate(L: torch.Tensor, p: Operand, q: Operand | None = None) -> None:
@@ -154,8 +212,9 @@ def accumulate_own(own: torch.Tensor, p: Operand) -> None:
 
 def _launch(out: torch.Tensor, p: Operand, q: Operand, tiles: torch.Tensor, own: bool) -> None:
     chunk = p.parts.shape[-1]
-    # A launch goes to the current device, whichever the tensors are on.
-    with torch.cuda.device(out.get_device()):  # −1, the CPU of the interpreter, changes nothing
+    # A launch goes to the current device, whichever the tensors are on; −1, which stands for the
+    # CPU of the interpreter, changes nothing.
+    with _launching, torch.cuda.device(out.get_device()):
         _log_coefficients[(len(tiles),)](
             p.parts,
             q.parts,

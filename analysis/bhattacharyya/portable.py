@@ -8,118 +8,161 @@ thread, against 0.5 with a logarithm each).
 from __future__ import annotations
 
 import contextlib
-import functools
-import typing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-COEFFICIENT_FLOOR = 2.0**-60  # of one sample's Σ √(p q); −log of it is 41.6 nats
+from analysis.bhattacharyya.kernel import (
+    AVERAGING,
+    COEFFICIENT_FLOOR,
+    Float64,
+    NotDistributionsError,
+    Packed,
+    Work,
+    after,
+    to_distances,
+    tolerance,
+)
 
 _GROUP = 4  # samples per logarithm
-_TILE = 192  # snapshots; four float32 tiles stay in a core's L2 cache
-_BLOCK = 256  # samples whose operands are held at once
-_OPERANDS = 2**25  # entries of those operands, at most
-_AVERAGING = 256  # samples from which on float32 rounding averages out below 1e-7
+_TILE = 384  # snapshots
+_TILE_ON_GPU = 2048  # 384 take eight times as long there
+_CORNER = 96  # of a tile on the diagonal, half of which is computed in vain
+_BLOCK = 256  # samples that a tile's sums are added up of before they go to memory
+_AT_ONCE = 2**20  # entries that are decoded at once
 
 
-def pairwise(
-    log_p: torch.Tensor, log_q: torch.Tensor | None, device: torch.device
-) -> npt.NDArray[np.float64]:
-    """Distances of checked log-probabilities, each coefficient at least `COEFFICIENT_FLOOR`.
+class Portable:
+    """The `Kernel` of a device that has no other, and of few samples.
 
     Operands are float32 (float64 for few samples, where speed does not matter and rounding does
     not average out), sums are float64. What rounding leaves of each operand's norm is divided
-    out in float64, so that near pairs keep their relative precision.
+    out in float64, so that near pairs keep their relative precision. How matrix products are
+    summed up may depend on their shape: the same pair among others differs by 1e-7 at most.
 
     Parameters
     ----------
-    log_p : (n_p, n_samples, n_classes) natural-log probabilities.
-    log_q : (n_q, n_samples, n_classes); None means `log_p`: only tiles on and above the diagonal
-        are computed, and the diagonal is zero.
-
-    Returns
-    -------
-    (n_p, n_q) float64, nats.
+    pool : of `n_threads`, see `threads`.
+    n_samples : of all runs.
+    memory : bytes that operands and sums may take on a GPU.
     """
-    q = log_p if log_q is None else log_q
-    n_samples = log_p.shape[1]
-    symmetric = log_q is None
-    dtype = torch.float32 if n_samples >= _AVERAGING else torch.float64
-    L = torch.zeros(len(log_p), len(q), dtype=torch.float64, device=device)  # Σₙ log BC
-    tiles = list(_tiles(len(log_p), len(q), symmetric))
-    with _a_tile_a_thread(device) as pool:
-        for block in _blocks(log_p, q):
-            s_p, norm_p = _operand(log_p[:, block], dtype, device)
-            s_q, norm_q = (s_p, norm_p) if symmetric else _operand(q[:, block], dtype, device)
-            list(pool.map(functools.partial(_accumulate, L, s_p, s_q), tiles))
-            L -= norm_p[:, None] + norm_q[None, :]
-    D = (L / -n_samples).clamp_min_(0.0)
-    if symmetric:
-        D = D.triu(1)
-        D += D.T.clone()
-    return typing.cast("npt.NDArray[np.float64]", D.cpu().numpy())
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        n_threads: int,
+        device: torch.device,
+        n_samples: int,
+        memory: int | None = None,
+    ) -> None:
+        self._pool, self._device, self.memory = pool, device, memory
+        self._dtype = torch.float32 if n_samples >= AVERAGING else torch.float64
+        on_cpu = device.type == "cpu"
+        self._tile = _TILE if on_cpu else _TILE_ON_GPU
+        self.rate = 8e9 * n_threads if on_cpu else 3e11
+
+    def step(self, n_classes: int) -> int:
+        """Whole groups, some of them."""
+        return _BLOCK
+
+    def packed_bytes(self, n_classes: int) -> int:
+        """Its entries, and two numbers while it is packed."""
+        return self._dtype.itemsize * n_classes + 16
+
+    def pack(self, log_p: torch.Tensor, before: Packed | None = None) -> Packed:
+        """See `Kernel`."""
+        n, n_samples, n_classes = log_p.shape
+        s = torch.empty(n_samples, n, n_classes, dtype=self._dtype, device=self._device)
+        own, log_sums = (torch.empty(n_samples, n, dtype=torch.float64) for _ in range(2))
+        exact = torch.promote_types(log_p.dtype, self._dtype)
+        step = max(1, _AT_ONCE // (n * n_classes))
+
+        def decode(start: int) -> bool:
+            samples = slice(start, start + step)
+            # A copy, whatever the input's layout and type are: what follows is in place.
+            x = log_p[:, samples].transpose(0, 1).to(self._device, exact, copy=True).div_(2).exp_()
+            norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            s[samples] = x.div_(norms)
+            left = torch.linalg.vector_norm(s[samples].double(), dim=-1)
+            own[samples] = left.square_().log_().cpu()
+            sums = norms[..., 0].double().square_().cpu()
+            log_sums[samples] = sums.log()
+            return bool((sums - 1).abs_().le(tolerance(log_p)).all())
+
+        if not all(list(self._pool.map(decode, range(0, n_samples, step)))):
+            raise NotDistributionsError
+        return after(before, s, own.sum(0).numpy(), log_sums.sum(0).numpy())
+
+    def sums(self, n_p: int, n_q: int) -> torch.Tensor:
+        """On the device."""
+        return torch.zeros(n_p, n_q, dtype=torch.float64, device=self._device)
+
+    def accumulate(self, work: Work) -> None:
+        """See `Kernel`."""
+        tasks = [
+            (L, p.run, q.run, tile)
+            for L, p, q in work
+            for tile in _tiles(len(p.own), len(q.own), p is q, self._tile)
+        ]
+        list(self._pool.map(_accumulate, *zip(*tasks, strict=True)))
+
+    def distances(self, sums: torch.Tensor, p: Packed, q: Packed, n_samples: int) -> Float64:
+        """See `Kernel`."""
+        return to_distances(sums.cpu().numpy(), p, q, n_samples)
 
 
 @contextlib.contextmanager
-def _a_tile_a_thread(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+def threads(n: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that take tiles, each operation within one thread.
 
     A tile's operations take 50 µs. Shared among OpenMP threads, which spin while they wait for
     each other, they were measured 60 times slower on a machine that was busy otherwise.
     """
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads if device.type == "cpu" else 1) as pool:
+        with ThreadPoolExecutor(n) as pool:
             yield pool
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
-def _blocks(log_p: torch.Tensor, log_q: torch.Tensor) -> Iterator[slice]:
-    """Runs of samples, a multiple of `_GROUP` each but the last."""
-    entries = (len(log_p) + len(log_q)) * log_p.shape[2]
-    fitting = _OPERANDS // entries // _GROUP * _GROUP
-    step = max(_GROUP, min(_BLOCK, fitting))
-    for start in range(0, log_p.shape[1], step):
-        yield slice(start, start + step)
+def _tiles(n_p: int, n_q: int, symmetric: bool, tile: int) -> Iterator[tuple[slice, slice]]:
+    for i in range(0, n_p, tile):
+        for j in range(i if symmetric else 0, n_q, tile):
+            if symmetric and i == j:
+                yield from _corner(i, min(i + tile, n_p))
+            else:
+                yield slice(i, min(i + tile, n_p)), slice(j, min(j + tile, n_q))
 
 
-def _tiles(n_p: int, n_q: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
-    for i in range(0, n_p, _TILE):
-        for j in range(i if symmetric else 0, n_q, _TILE):
-            yield slice(i, min(i + _TILE, n_p)), slice(j, min(j + _TILE, n_q))
-
-
-def _operand(
-    log_p: torch.Tensor, dtype: torch.dtype, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Square-root probabilities (samples, snapshots, classes), and Σₙ log of their norms."""
-    by_sample = log_p.transpose(0, 1)
-    # A copy, whatever the input's layout and type are: what follows is in place.
-    x = torch.empty(by_sample.shape, dtype=torch.float64, device=device).copy_(by_sample)
-    s = x.div_(2).exp_()
-    s = s.div_(torch.linalg.vector_norm(s, dim=-1, keepdim=True)).to(dtype)
-    return s, torch.linalg.vector_norm(s, dim=-1, dtype=torch.float64).log_().sum(0)
+def _corner(start: int, stop: int) -> Iterator[tuple[slice, slice]]:
+    """A square on the diagonal, without most of what is below it."""
+    if stop - start <= _CORNER:
+        yield slice(start, stop), slice(start, stop)
+        return
+    middle = (start + stop) // 2
+    yield slice(start, middle), slice(middle, stop)
+    yield from _corner(start, middle)
+    yield from _corner(middle, stop)
 
 
 def _accumulate(
     L: torch.Tensor, s_p: torch.Tensor, s_q: torch.Tensor, tile: tuple[slice, slice]
 ) -> None:
-    """Add Σₙ log BC of one tile and one block of samples to `L`, in place."""
+    """Add Σₙ log BC of one tile to `L`, in place, a block of samples after another."""
     rows, columns = tile
     s_p, s_q = s_p[:, rows], s_q[:, columns]
     bc = s_p.new_empty(_GROUP, s_p.shape[1], s_q.shape[1])
-    total = torch.zeros(bc.shape[1:], dtype=torch.float64, device=bc.device)
-    for start in range(0, len(s_p), _GROUP):
-        left, right = s_p[start : start + _GROUP], s_q[start : start + _GROUP]
-        group = torch.bmm(left, right.transpose(1, 2), out=bc[: len(left)])
-        total += _log_product(group.clamp_min_(COEFFICIENT_FLOOR))
-    L[rows, columns] += total
+    total = torch.empty(bc.shape[1:], dtype=torch.float64, device=bc.device)
+    for block in range(0, len(s_p), _BLOCK):
+        total.zero_()
+        for start in range(block, min(block + _BLOCK, len(s_p)), _GROUP):
+            left, right = s_p[start : start + _GROUP], s_q[start : start + _GROUP]
+            group = torch.bmm(left, right.transpose(1, 2), out=bc[: len(left)])
+            total += _log_product(group.clamp_min_(COEFFICIENT_FLOOR))
+        L[rows, columns] += total
 
 
 def _log_product(bc: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from sweeper.doctor.finding import Finding, passed, warned
-from sweeper.processors import n_cores
+from sweeper.processors import free_memory, n_cores
 from sweeper.room import free_room
 
 SLOT_BYTES = 1 << 30  # that a slot needs, about, for PyTorch, a small data set and a network
@@ -18,7 +17,6 @@ SHARED_BYTES = 256 << 20  # Ray's own store of objects takes half of it
 TEMPORARY_BYTES, TEMPORARY_FILES = 1 << 30, 10_000
 
 _SHARED = Path("/dev/shm")
-_GROUPS = Path("/sys/fs/cgroup")
 
 
 def check_memory(threads: int) -> Iterator[Finding]:
@@ -34,29 +32,6 @@ def check_memory(threads: int) -> Iterator[Finding]:
         yield warned("memory", text, "launch with fewer `--slots`, or ask for more memory")
     else:
         yield passed("memory", text)
-
-
-def free_memory() -> int | None:
-    """Bytes that may still be used, within the limit of a container or a job; None if untold."""
-    there = _fields(Path("/proc/meminfo")).get("MemAvailable:")
-    free = [there * 1024] if there is not None else []
-    with contextlib.suppress(OSError, ValueError):
-        own = Path("/proc/self/cgroup").read_text().partition("::")[2].strip()
-        for folder in (_GROUPS, _GROUPS / own.strip("/")):
-            with contextlib.suppress(OSError, ValueError):  # `max` is no number: no limit
-                limit = int((folder / "memory.max").read_text())
-                used = int((folder / "memory.current").read_text())
-                cached = _fields(folder / "memory.stat").get("inactive_file", 0)
-                free.append(max(0, limit - used + cached))
-    return min(free, default=None)
-
-
-def _fields(path: Path) -> dict[str, int]:
-    """The numbers of a file with a name and a number on each line."""
-    with contextlib.suppress(OSError):
-        rows = (line.split() for line in path.read_text().splitlines())
-        return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
-    return {}
 
 
 def check_open_files() -> Iterator[Finding]:

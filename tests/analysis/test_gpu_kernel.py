@@ -16,7 +16,14 @@ import pytest
 import torch
 from scipy.special import log_softmax, logsumexp
 
-from analysis.bhattacharyya import COEFFICIENT_FLOOR
+from analysis.bhattacharyya import (
+    COEFFICIENT_FLOOR,
+    NotDistributionsError,
+    to_ignorance,
+    to_truth,
+)
+from analysis.bhattacharyya.kernel import pairwise
+from analysis.tiles import open_distances
 
 ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
@@ -26,13 +33,16 @@ import sys
 import numpy as np
 import torch
 from analysis.bhattacharyya import gpu
+from analysis.bhattacharyya.kernel import pairwise
 
-folder, tile, packed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+folder = sys.argv[1]
+tile, packed, step, run = map(int, sys.argv[2:])
 gpu._DTYPE, gpu.TILE, gpu._PACKED = torch.float32, tile, packed
 given = np.load(f"{folder}/given.npz")
 p, q = (torch.from_numpy(given[name]) for name in "pq")
-cpu = torch.device("cpu")
-np.savez(f"{folder}/found.npz", pq=gpu.pairwise(p, q, cpu), pp=gpu.pairwise(p, None, cpu))
+gpu._STEP = step
+kernel = gpu.Gpu(torch.device("cpu"))
+np.savez(f"{folder}/found.npz", pq=pairwise(kernel, p, q, run), pp=pairwise(kernel, p, None, run))
 """
 
 
@@ -55,23 +65,24 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("n_p", "n_q", "n_samples", "n_classes", "tile", "packed"),
+    ("n_p", "n_q", "n_samples", "n_classes", "tile", "packed", "step", "run"),
     [
-        (16, 16, 4, 10, 16, 1 << 20),  # a whole tile, a whole group
-        (17, 33, 5, 10, 16, 1 << 20),  # one more than a tile, than a group
-        (3, 5, 6, 2, 16, 12),  # packed two samples at a time
-        (5, 4, 3, 15, 16, 1 << 20),  # the floor fills the chunk of classes
-        (5, 4, 3, 16, 16, 1 << 20),  # and does not fit into it
-        (6, 7, 5, 70, 16, 1 << 20),  # three chunks, the last not full
+        (16, 16, 4, 10, 16, 1 << 20, 8, 8),  # a whole tile, a whole group
+        (17, 33, 5, 10, 16, 1 << 20, 8, 8),  # one more than a tile, than a group
+        (3, 5, 6, 2, 16, 12, 8, 8),  # packed two samples at a time
+        (5, 4, 3, 15, 16, 1 << 20, 8, 8),  # the floor fills the chunk of classes
+        (5, 4, 3, 16, 16, 1 << 20, 8, 8),  # and does not fit into it
+        (6, 7, 5, 70, 16, 1 << 20, 8, 8),  # three chunks, the last not full
+        (5, 4, 18, 20, 16, 1 << 20, 4, 8),  # three runs, of several launches
     ],
 )
 def test_interpreted_it_agrees_with_the_formula(
-    tmp_path, n_p, n_q, n_samples, n_classes, tile, packed
+    tmp_path, n_p, n_q, n_samples, n_classes, tile, packed, step, run
 ):
     p, q = predictions(n_p, n_samples, n_classes), predictions(n_q, n_samples, n_classes, 9.0)
     np.savez(tmp_path / "given.npz", p=p, q=q)
     subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(tmp_path), str(tile), str(packed)],
+        [sys.executable, "-c", INTERPRETED, str(tmp_path), *map(str, (tile, packed, step, run))],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=ROOT,
         check=True,
@@ -83,6 +94,48 @@ def test_interpreted_it_agrees_with_the_formula(
         assert (np.diag(found["pp"]) == 0).all()
 
 
+OF_A_STORE = """
+import contextlib
+import sys
+from pathlib import Path
+import torch
+from analysis.bhattacharyya import gpu
+from analysis.blocks import DistanceBlocks
+from analysis.fill import fill
+from analysis.select import select
+from analysis.tiles import Tiling
+from analysis.union import open_union
+
+gpu._DTYPE, gpu.TILE, gpu._STEP = torch.float32, 16, 8
+
+@contextlib.contextmanager
+def kernels(n_samples, n_classes):
+    yield [gpu.Gpu(torch.device("cpu")) for _ in range(2)]
+
+rows = select(open_union([sys.argv[1]])).rows
+homes = {trial_id: sys.argv[1] for trial_id in rows["trial_id"]}
+source = DistanceBlocks(homes, rows, "test", 1 << 30, kernels=kernels)
+fill(Path(sys.argv[2]), source, Tiling(len(rows), 6), {"fingerprint": "one"})
+"""
+
+
+@needs_triton
+def test_interpreted_two_of_them_share_the_tiles_of_a_store(tmp_path, write_trial):
+    p = np.concatenate([write_trial(tmp_path, t, n_samples=20) for t in ("t0", "t1", "t2")])
+    subprocess.run(
+        [sys.executable, "-c", OF_A_STORE, str(tmp_path), str(tmp_path / "d")],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=ROOT,
+        check=True,
+    )
+    D = open_distances(tmp_path / "d")
+    exact = log_softmax(p.astype(float), axis=-1)
+    assert error(D[:, :], by_formula(exact, exact)) < 1e-6
+    labels = np.arange(20) % 4
+    assert D.references[0] == pytest.approx(to_truth(p, labels), abs=1e-6)
+    assert D.references[1] == pytest.approx(to_ignorance(p), abs=1e-6)
+
+
 @pytest.fixture
 def gpu():
     if not torch.cuda.is_available():
@@ -92,9 +145,9 @@ def gpu():
     return gpu
 
 
-def on_gpu(gpu, p: np.ndarray, q: np.ndarray | None = None) -> np.ndarray:
+def on_gpu(gpu, p: np.ndarray, q: np.ndarray | None = None, run: int | None = None) -> np.ndarray:
     given = (None if x is None else torch.from_numpy(x) for x in (p, q))
-    return gpu.pairwise(*given, torch.device("cuda"))
+    return pairwise(gpu.Gpu(torch.device("cuda")), *given, run)
 
 
 @pytest.mark.gpu
@@ -142,8 +195,18 @@ def test_compiled_disjoint_supports_are_at_the_floor(gpu):
 
 
 @pytest.mark.gpu
-def test_compiled_blocks_of_samples_add_up(gpu, monkeypatch):
+def test_compiled_runs_of_samples_add_up(gpu, monkeypatch):
     p, q = predictions(20, 1000, 10), predictions(30, 1000, 10, seed=1)
     whole = on_gpu(gpu, p, q)
-    monkeypatch.setattr(gpu, "_blocks", lambda *_: [slice(0, 300), slice(300, 1000)])
-    np.testing.assert_allclose(on_gpu(gpu, p, q), whole, atol=1e-9)
+    np.testing.assert_allclose(on_gpu(gpu, p, q, run=300), whole, atol=1e-9)
+    monkeypatch.setattr(gpu, "_STEP", 100)
+    np.testing.assert_allclose(on_gpu(gpu, p, q), on_gpu(gpu, p, q, run=300), atol=1e-12)
+
+
+@pytest.mark.gpu
+def test_compiled_it_refuses_a_row_that_is_no_distribution(gpu):
+    for value in (np.nan, np.inf, 0.0):
+        p = predictions(5, 1000, 10)
+        p[3, 700, 2] = value
+        with pytest.raises(NotDistributionsError):
+            on_gpu(gpu, p)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from analysis.bhattacharyya import COEFFICIENT_FLOOR, gpu, portable
+from analysis.bhattacharyya import COEFFICIENT_FLOOR, gpu, pairwise
 
 N_SAMPLES, N_CLASSES = 10_000, 10
 FULL = 151_407  # snapshots of the published study
@@ -142,6 +142,6 @@ def few_samples() -> None:
     """Where there are too few samples for the kernel: the portable code on this GPU."""
     device, M, n_samples = torch.device("cuda"), 2048, 1000
     log_p = trajectories(M, n_samples, N_CLASSES, device)
-    elapsed = seconds(lambda: portable.pairwise(log_p, None, device), rounds=1)
+    elapsed = seconds(lambda: pairwise(log_p.cpu(), kernel="portable"), rounds=1)
     rate = M * (M + 1) / 2 * n_samples / elapsed
     print(f"portable code, {M:,} snapshots, {n_samples:,} samples: {rate:.3g} pair-samples/s")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sweeper import processors
 from sweeper.doctor import clashes, machine
 from sweeper.doctor.clashes import check_clusters, check_ray_folder, clusters, heads
 from sweeper.doctor.machine import (
@@ -17,9 +18,9 @@ from sweeper.doctor.machine import (
     check_open_files,
     check_shared_memory,
     check_temporary,
-    free_memory,
     size,
 )
+from sweeper.processors import free_memory
 from sweeper.room import Room
 
 GiB = 1 << 30
@@ -87,7 +88,7 @@ def test_memory_is_counted_by_slot(monkeypatch, free, verdict):
 )
 def test_the_limit_of_a_container_counts(monkeypatch, tmp_path, limit, left):
     """What it has cached is given back when it is needed."""
-    monkeypatch.setattr(machine, "_GROUPS", tmp_path)
+    monkeypatch.setattr(processors, "_GROUPS", tmp_path)
     before = free_memory()
     (tmp_path / "memory.max").write_text(limit)
     (tmp_path / "memory.current").write_text(str(2 * GiB))
