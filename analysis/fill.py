@@ -6,15 +6,20 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
+from analysis.earlier import Earlier, earlier_of
+from analysis.memory import size_text
+from analysis.squares import Layout, Part, Plan, Square
 from analysis.tiles import (
-    Array,
     Distances,
     Tile,
     Tiling,
+    bytes_of,
     create,
     describe,
     finished,
@@ -25,75 +30,97 @@ from analysis.tiles import (
 )
 from sweeper.durable import crash_point, remove_partials, sync_folder, write_atomically
 from sweeper.errors import AnalysisError, StoreError
+from sweeper.room import free_room
 
-Map = Callable[[Callable[[Tile], dict[str, Any]], Iterable[Tile]], Iterable[dict[str, Any]]]
+_SHARED = "put the sweep directory, or the folder that `--out` names, on a shared file system"
+
 Record = dict[str, Any]
+Done = float | Record  # the share of a square that is computed, or what says that a tile is stored
+Map = Callable[[Callable[[Square], Iterable[Done]], Iterable[Square]], Iterable[Iterable[Done]]]
 
 
-class Blocks(Protocol):
+class Source(Protocol):
     """Where the values come from; must be picklable if `map` leaves this process."""
 
-    def distances(self, rows: slice, columns: slice) -> Array:
-        """D[rows, columns], (n_rows, n_columns)."""
+    def plan(self, missing: Sequence[Tile], layout: Layout) -> Plan:
+        """Squares of the tiles that are missing."""
 
-    def references(self, rows: slice) -> Array:
-        """Distances of truth and ignorance, (2, n_rows)."""
+    def compute(self, square: Square, layout: Layout, run: int) -> Iterator[float | Part]:
+        """Of a square, the shares of the work as they are done, then the tiles."""
 
 
 def fill(
     path: Path,
-    blocks: Blocks,
+    source: Source,
     tiling: Tiling,
     about: Mapping[str, Any],
     map: Map = map,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[float, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda message: None,
 ) -> int:
     """Compute and store every tile that is not there yet, whole and undamaged.
 
-    One process calls this for a path at a time; `map` may compute tiles in other processes that
+    One process calls this for a path at a time; `map` may compute squares in other processes that
     see the same folder. Durable tile by tile, and idempotent. What else is at `path`, such as a
     matrix about something else, stays there until the last tile is finished: the new matrix grows
-    beside it, in `tiles.unfinished(path)`, and then takes its place.
+    beside it, in `tiles.unfinished(path)`, and then takes its place. Distances that it has, or
+    that an unfinished one about something else has, are taken from there.
 
     Parameters
     ----------
     path : folder of the matrix.
     about : JSON values that say what the matrix is of, kept as its attributes; matrices of equal
         `fingerprint` are of the same.
-    map : like the built-in, lazy or not, in any order.
-    progress : called with the number of finished tiles and of all, at first and after each.
+    map : like the built-in, lazy or not, in any order; may draw what the function gives to a list.
+    progress : called with the tiles that are computed, squares that are under way in proportion,
+        and with their number.
+    say : is told what is reused.
 
     Returns
     -------
-    How many tiles were computed.
+    How many tiles were written.
 
     Raises
     ------
-    StoreError, HoleError : from `blocks`, when predictions are damaged or absent.
+    StoreError, HoleError : from `source`, when predictions are damaged or absent.
+    AnalysisError : there is too little memory, or too little room on the disk.
     """
     _recover(path)
     place, done = path, undamaged(path, tiling, about)
     if done is None:
         place = unfinished(path)
         done = undamaged(place, tiling, about)
+    missing = [tile for tile in tiling.upper() if done is None or tile_name(tile) not in done]
+    _check_room(path, len(missing) * bytes_of(tiling))
     if done is None:
+        _set_aside(place, _aside(path), about)
         create(place, tiling, about)
         done = {}
     remove_partials(place)
     write_atomically(record_of(place), b"".join(_line(entry) for entry in done.values()))
-    missing = [tile for tile in tiling.upper() if tile_name(tile) not in done]
-    progress(len(done), len(done) + len(missing))
-    task = functools.partial(_compute, place, blocks, tiling)
+    earlier = earlier_of([path, _aside(path)], about) if missing and place != path else None
+    layout = _layout(tiling, earlier)
+    if earlier is not None:
+        n_reused = sum(layout.n_known(tile) for tile in missing)
+        say(f"{n_reused:,} of {tiling.M * (tiling.M - 1) // 2:,} distances were there before")
+    n_done, total = len(done), len(done) + len(missing)
+    progress(n_done, total)
     with record_of(place).open("ab") as record:
-        for count, entry in enumerate(map(task, missing), start=len(done) + 1):
-            record.write(_line(entry))
-            record.flush()
-            os.fsync(record.fileno())
-            crash_point("tile")
-            progress(count, len(done) + len(missing))
+        for events in _events(place, source, layout, earlier, missing, map, say):
+            for event in events:
+                if not isinstance(event, dict):
+                    progress(n_done + event, total)
+                    continue
+                record.write(_line(event))
+                record.flush()
+                os.fsync(record.fileno())
+                crash_point("tile")
+                n_done += 1
+                progress(n_done, total)
     describe(place, tiling, about)  # what is left out may differ, though the tiles do not
     if place != path:
         _publish(place, path)
+    shutil.rmtree(_aside(path), ignore_errors=True)
     return len(missing)
 
 
@@ -107,22 +134,88 @@ def undamaged(path: Path, tiling: Tiling, about: Mapping[str, Any]) -> dict[str,
         return None
     found = finished(path)
     return {
-        tile_name(tile): found[tile_name(tile)] for tile in tiling.upper() if _sound(stored, tile)
+        tile_name(tile): found[tile_name(tile)] for tile in tiling.upper() if stored.is_sound(tile)
     }
 
 
-def _sound(stored: Distances, tile: Tile) -> bool:
-    try:
-        stored.check(tile)
-    except (AnalysisError, StoreError):
-        return False
-    return True
+def _check_room(path: Path, n_bytes: int) -> None:
+    """Refuse a disk on which the tiles to be written do not fit."""
+    free = free_room(path.parent).n_bytes
+    if free is not None and n_bytes > free:
+        raise AnalysisError(
+            str(path),
+            f"{size_text(n_bytes)} to write, {size_text(free)} are free",
+            "a disk on which the distances fit",
+            "make room, or name another folder with `--out`",
+        )
 
 
-def _compute(path: Path, blocks: Blocks, tiling: Tiling, tile: Tile) -> Record:
+def _layout(tiling: Tiling, earlier: Earlier | None) -> Layout:
+    if earlier is None:
+        return Layout(tiling)
+    return Layout(tiling, earlier.there >= 0, earlier.reusable(tiling))
+
+
+def _events(
+    place: Path,
+    source: Source,
+    layout: Layout,
+    earlier: Earlier | None,
+    missing: Sequence[Tile],
+    map: Map,
+    say: Callable[[str], None],
+) -> Iterator[Iterable[Done]]:
+    """What is done for the missing tiles: at first those that are only copied."""
+    computed = [tile for tile in missing if next(layout.pairs(tile), None)]
+    copied = sorted(set(missing) - set(computed))
+    yield (_stored(place, layout, earlier, Part(tile, (), ())) for tile in copied)
+    if computed:
+        plan = source.plan(computed, layout)
+        if plan.note:
+            say(plan.note)
+        task = functools.partial(_computed, place.absolute(), source, layout, earlier, plan.run)
+        yield from map(task, plan.squares)
+
+
+def _computed(
+    place: Path,
+    source: Source,
+    layout: Layout,
+    earlier: Earlier | None,
+    run: int,
+    square: Square,
+) -> Iterator[Done]:
+    if not record_of(place).exists():
+        raise AnalysisError(
+            str(place), "not on this machine", "a folder that every machine sees", _SHARED
+        )
+    for found in source.compute(square, layout, run):
+        if isinstance(found, Part):
+            yield _stored(place, layout, earlier, found)
+        else:
+            yield found * len(square)
+
+
+def _stored(place: Path, layout: Layout, earlier: Earlier | None, part: Part) -> Record:
+    """Write a tile of what was computed and what was there before; returns its record."""
+    tile, tiling = part.tile, layout.tiling
     rows, columns = tiling.span(tile[0]), tiling.span(tile[1])
-    references = blocks.references(rows) if tile[0] == tile[1] else None
-    entry = write_tile(path, tile, blocks.distances(rows, columns), references)
+    is_diagonal, is_reused = tile[0] == tile[1], tile in layout.reusable
+    values = np.full((rows.stop - rows.start, columns.stop - columns.start), np.nan, np.float32)
+    if earlier is not None and is_reused:
+        earlier.copy(rows, columns, values)
+    for piece in part.pieces:
+        p, q = piece.p.rows - rows.start, piece.q.rows - columns.start
+        values[np.ix_(p, q)] = piece.D
+        if is_diagonal:
+            values[np.ix_(q, p)] = piece.D.T
+    references = np.full((2, len(values)), np.nan) if is_diagonal else None
+    if references is not None:
+        if earlier is not None and is_reused:
+            earlier.copy_references(rows, references)
+        for group, found in part.references:
+            references[:, group.rows - rows.start] = found
+    entry = write_tile(place, tile, values, references)
     crash_point("tile-data")
     return entry
 
@@ -156,3 +249,17 @@ def _recover(path: Path) -> None:
 
 def _previous(path: Path) -> Path:
     return path.parent / f"{path.stem}.previous{path.suffix}"
+
+
+def _aside(path: Path) -> Path:
+    """Where an unfinished matrix about something else waits until a newer one is finished."""
+    return path.parent / f"{path.stem}.aside{path.suffix}"
+
+
+def _set_aside(made: Path, aside: Path, about: Mapping[str, Any]) -> None:
+    """Keep of two matrices that were never finished the one of which more can be used."""
+    best = earlier_of([made, aside], about)
+    if best is None or best.path == made:
+        shutil.rmtree(aside, ignore_errors=True)
+        if best is not None:
+            made.rename(aside)

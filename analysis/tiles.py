@@ -10,7 +10,8 @@
 
 A tile is written and fsynced, then recorded as finished by `analysis.fill`. What is recorded can be
 relied upon, or is refused by name. A matrix grows in `distances.unfinished.zarr` and replaces the
-previous one when its last tile is finished; until then the disk holds both.
+previous one when its last tile is finished; until then the disk holds both. One that was not
+finished when other trials were asked for waits in `distances.aside.zarr`, to be reused.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import zarr
@@ -58,10 +60,14 @@ class Tiling:
     M: int
     tile: int
 
+    @property
+    def n(self) -> int:
+        """Rows of tiles."""
+        return math.ceil(self.M / self.tile)
+
     def upper(self) -> Iterator[Tile]:
         """The tiles on and above the diagonal, in order of rows."""
-        n = math.ceil(self.M / self.tile)
-        return ((i, j) for i in range(n) for j in range(i, n))
+        return ((i, j) for i in range(self.n) for j in range(i, self.n))
 
     def span(self, index: int) -> slice:
         """The rows (or columns) of a row (or column) of tiles."""
@@ -139,8 +145,7 @@ class Distances:
 
         Between the two it is ½ ln n_classes.
         """
-        n_tiles = math.ceil(self.tiling.M / self.tiling.tile)
-        return np.concatenate([self._references(i) for i in range(n_tiles)], axis=1)
+        return np.concatenate([self.references_of(i) for i in range(self.tiling.n)], axis=1)
 
     def __getitem__(self, key: tuple[slice | SupportsIndex, slice | SupportsIndex]) -> Array:
         """A block, float32.
@@ -182,13 +187,38 @@ class Distances:
         With a tile of the diagonal, its part of `references` is checked as well.
         """
         if tile[0] == tile[1]:
-            self._references(tile[0])
+            self.references_of(tile[0])
         values = self._read(self._d, tile, tuple(map(self.tiling.span, tile)), "crc32")
         self._checked.add(tile)
         return values
 
-    def _references(self, index: int) -> Array:
-        """The part of `references` that belongs to a tile of the diagonal."""
+    def is_sound(self, tile: Tile) -> bool:
+        """Whether a tile is finished and undamaged."""
+        try:
+            self.check(tile)
+        except (AnalysisError, StoreError):
+            return False
+        return True
+
+    def tile(self, tile: Tile) -> Array:
+        """One tile on or above the diagonal, read whole, as often as it is wanted.
+
+        Compared with its recorded checksum when it is first read, and with the one in its file
+        after that: then its file is read here, because Zarr takes several times as long.
+        """
+        if tile not in self._checked:
+            return self.check(tile)
+        side = self.tiling.tile
+        with (self.path / "d" / f"c.{tile_name(tile)}").open("rb") as file:
+            values, crc = file.read(4 * side**2), file.read(4)
+        if google_crc32c.value(values) != int.from_bytes(crc, "little"):
+            raise StoreError(f"{self.path}: tile {tile_name(tile)}", "damaged", hint=_AGAIN)
+        rows, columns = map(self.tiling.span, tile)
+        whole = np.frombuffer(values, "<f4").reshape(side, side)
+        return whole[: rows.stop - rows.start, : columns.stop - columns.start]
+
+    def references_of(self, index: int) -> Array:
+        """The part of `references` that belongs to a row of tiles."""
         array = _open(self.path, "references", "r")
         selection = (slice(None), self.tiling.span(index))
         return self._read(array, (index, index), selection, "references")
@@ -279,6 +309,11 @@ def write_tile(path: Path, tile: Tile, values: Array, references: Array | None) 
         _open(path, "references", "r+")[:, rows] = references
         entry["references"] = _crc32(np.asarray(references, dtype=np.float64))
     return entry
+
+
+def bytes_of(tiling: Tiling) -> int:
+    """What a tile takes on the disk, with its share of the references and the record."""
+    return 4 * tiling.tile**2 + 16 * tiling.tile + 256
 
 
 def unfinished(path: Path) -> Path:

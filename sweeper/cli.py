@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Annotated
+from contextlib import AbstractContextManager
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +20,14 @@ from sweeper.say import say
 from sweeper.store_cli import commands as store_commands
 from sweeper.watch_cli import commands as watch_commands
 
+
+def _spread(address: str) -> AbstractContextManager[tuple[Any, int]]:
+    """A cluster for `analyze`, which does not know Ray."""
+    from sweeper.schedule.spread import spread
+
+    return spread(address)
+
+
 app = typer.Typer(
     name="sweeper",
     help="Train many networks, keep every prediction, and see the manifold they explore.",
@@ -26,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.add_typer(analyze_app, name="analyze")
+app.add_typer(analyze_app, name="analyze", context_settings={"obj": _spread})
 app.add_typer(data_app, name="data")
 for _name, _command in {**launch_commands, **watch_commands, **store_commands}.items():
     app.command(_name)(_command)

@@ -15,6 +15,7 @@ import pytest
 
 from analysis.fill import fill
 from analysis.provenance import write_table
+from analysis.squares import Part, Piece, Plan
 from analysis.tiles import Tiling, open_distances
 from sweeper.errors import AnalysisError, FormatVersionError, HoleError, StoreError
 
@@ -24,18 +25,23 @@ TILING = Tiling(M, 4)  # three by three tiles, the last one of 3 snapshots
 
 
 class Blocks:
-    """D[i, j] = |i − j| / 7 and references i, i + 100; counts what is asked for."""
+    """D[i, j] = |i − j| / 7 and references i, i + 100; each tile a square, and counted."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
 
-    def distances(self, rows: slice, columns: slice) -> np.ndarray:
-        self.asked.append((rows.start // 4, columns.start // 4))
-        i, j = np.arange(M)[rows, None], np.arange(M)[None, columns]
-        return np.abs(i - j) / 7
+    def plan(self, missing, layout):
+        return Plan(tuple((tile,) for tile in missing), 1)
 
-    def references(self, rows: slice) -> np.ndarray:
-        return np.arange(M, dtype=float)[rows] + np.array([[0.0], [100.0]])
+    def compute(self, square, layout, run):
+        for tile in square:
+            self.asked.append(tile)
+            pieces, references = [], []
+            for p, q in layout.pairs(tile):
+                pieces.append(Piece(p, q, np.abs(p.rows[:, None] - q.rows) / 7))
+                if p is q:
+                    references.append((p, p.rows + np.array([[0.0], [100.0]])))
+            yield Part(tile, pieces, references)
 
 
 EXPECTED = np.abs(np.arange(M)[:, None] - np.arange(M)[None, :]).astype(float) / 7
@@ -104,7 +110,7 @@ def test_progress_counts_what_is_finished(tmp_path):
 
 def test_tiles_may_be_mapped_in_any_order(tmp_path):
     def backwards(function, tiles):
-        return [function(tile) for tile in reversed(list(tiles))]
+        return [list(function(tile)) for tile in reversed(list(tiles))]
 
     fill(tmp_path / "d", Blocks(), TILING, ABOUT, map=backwards)
     assert np.array_equal(open_distances(tmp_path / "d")[:, :], EXPECTED.astype(np.float32))

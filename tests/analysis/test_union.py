@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from analysis import stages
 from analysis.blocks import DistanceBlocks
 from analysis.select import Selection, select
-from analysis.tiles import open_distances
+from analysis.squares import Layout
+from analysis.tiles import Tiling, open_distances
 from analysis.union import open_union
 from sweeper.errors import AnalysisError, HoleError, MissingStoreError, StoreError
 
@@ -25,7 +26,14 @@ K = 3
 
 def blocks_of(selection: Selection) -> DistanceBlocks:
     homes = {trial_id: home.store.location for trial_id, home in selection.homes.items()}
-    return DistanceBlocks(homes, selection.rows, selection.split)
+    return DistanceBlocks(homes, selection.rows, selection.split, 1 << 30)
+
+
+def distances_of(blocks: DistanceBlocks) -> np.ndarray:
+    M = len(blocks.rows)
+    *_, part = blocks.compute(((0, 0),), Layout(Tiling(M, M)), 100)
+    [piece] = part.pieces
+    return piece.D
 
 
 @pytest.fixture
@@ -54,14 +62,13 @@ def test_a_store_split_at_random_with_overlaps_is_analysed_as_the_whole(
             trials = [trial_id for trial_id in ALL if i in parts[trial_id]]
             copy_trials(sweep, trials, Path(folder, str(i)))
         found = select(open_union([Path(folder, str(i)) for i in order]))
-        M = len(whole.rows)
-        D = blocks_of(found).distances(slice(0, M), slice(0, M))
+        D = distances_of(blocks_of(found))
     pd.testing.assert_frame_equal(found.rows, whole.rows)
     columns = whole.trials.columns.drop("sweep")
     pd.testing.assert_frame_equal(found.trials[columns], whole.trials[columns])
     assert found.digests == whole.digests
     assert found.left_out == whole.left_out
-    np.testing.assert_array_equal(D, blocks_of(whole).distances(slice(0, M), slice(0, M)))
+    np.testing.assert_array_equal(D, distances_of(blocks_of(whole)))
     first = {t: next(str(i) for i in order if i in parts[t]) for t in whole.digests}
     assert {t: home.name for t, home in found.homes.items()} == first
     n_more = sum(len(parts[t]) - 1 for t in whole.digests)
@@ -223,10 +230,8 @@ def test_the_report_shows_the_places_where_they_differ(shards, sweep, tmp_path):
 
 def test_blocks_of_several_stores_work_after_pickling(shards):
     blocks = blocks_of(select(open_union(shards)))
-    span = slice(3, 17)
     copied = pickle.loads(pickle.dumps(blocks))
-    np.testing.assert_array_equal(copied.distances(span, span), blocks.distances(span, span))
-    np.testing.assert_array_equal(copied.references(span), blocks.references(span))
+    np.testing.assert_array_equal(distances_of(copied), distances_of(blocks))
 
 
 def test_damage_in_one_of_several_places_is_met(shards, tmp_path):

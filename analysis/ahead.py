@@ -1,0 +1,138 @@
+"""Predictions run by run: while one run of samples is worked on, threads read the next."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analysis.tiles import Array
+from sweeper.processors import n_cores
+from sweeper.store import Store, open_store
+from sweeper.store.arrays import as_run
+from sweeper.store.objects import REQUESTS_AT_ONCE
+
+
+@dataclass(frozen=True)
+class Span:
+    """What is read of a run of samples, and what is worked on: the last few wait for the next.
+
+    Attributes
+    ----------
+    first : the first sample that is worked on, left over from the run before if it is before
+        `start`.
+    start, stop : the samples that are read.
+    last : the end of those that are worked on.
+    """
+
+    first: int
+    start: int
+    stop: int
+    last: int
+
+
+def spans(n_samples: int, run: int, step: int) -> Iterator[Span]:
+    """Runs that are read as the store has them, and worked on in multiples of `step`."""
+    first = 0
+    for start in range(0, n_samples, run):
+        stop = min(start + run, n_samples)
+        last = stop if stop == n_samples else stop // step * step
+        yield Span(first, start, stop, last)
+        first = last
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Snapshots of some trials in a certain order.
+
+    Attributes
+    ----------
+    homes : the folder or URL of the store that has a trial, by trial id.
+    table : one row a snapshot, with the columns `trial_id` and `snapshot`.
+    split : the samples whose predictions are read.
+    """
+
+    homes: Mapping[str, str]
+    table: pd.DataFrame
+    split: str
+
+    def runs(
+        self, shape: tuple[int, int], run: int, step: int
+    ) -> Generator[tuple[slice, torch.Tensor], None, None]:
+        """All samples, a run at a time, each read once.
+
+        Parameters
+        ----------
+        shape : (n_samples, n_classes).
+        run : samples that are read at once.
+        step : samples of which what is given is a multiple, but for the last.
+
+        Yields
+        ------
+        Which samples, and their (n_rows, n_run, n_classes) float16 natural-log probabilities as
+        stored, valid until the next run is asked for.
+
+        Raises
+        ------
+        HoleError, StoreError : a snapshot is absent or damaged.
+        """
+        stores = {home: open_store(home) for home in self._homes()}
+        n_samples, n_classes = shape
+        todo = list(spans(n_samples, run, step))
+        width = max(span.stop - span.first for span in todo)
+        buffers = [
+            torch.empty(len(self.table), width, n_classes, dtype=torch.float16) for _ in todo[:2]
+        ]
+        threads = REQUESTS_AT_ONCE if any("://" in home for home in stores) else n_cores()
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+        trials = [(stores[self.homes[trial[0]]], *trial) for trial in self._trials()]
+
+        def start(span: Span, into: torch.Tensor) -> list[Future[None]]:
+            return [pool.submit(self._read, *trial, span, into) for trial in trials]
+
+        try:
+            reading = start(todo[0], buffers[0])
+            for number, span in enumerate(todo):
+                for part in reading:
+                    part.result()
+                here, other = buffers[number % 2], buffers[(number + 1) % len(buffers)]
+                if span.first < span.start:
+                    before = todo[number - 1]
+                    here[:, : span.start - span.first] = other[
+                        :, before.last - before.first : before.stop - before.first
+                    ]
+                if number + 1 < len(todo):
+                    reading = start(todo[number + 1], other)
+                if span.first < span.last:
+                    yield slice(span.first, span.last), here[:, : span.last - span.first]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _homes(self) -> set[str]:
+        return {self.homes[str(trial_id)] for trial_id in self.table["trial_id"].unique()}
+
+    def _trials(self) -> Iterator[tuple[str, Array, slice | Array]]:
+        """Each trial, its snapshots, and where in the order they are."""
+        ids, snapshots = (self.table[name].to_numpy() for name in ("trial_id", "snapshot"))
+        codes, names = pd.factorize(ids)
+        order = np.argsort(codes, kind="stable")
+        edges = np.flatnonzero(np.diff(codes[order])) + 1
+        for places in np.split(order, edges):
+            yield str(names[codes[places[0]]]), snapshots[places], as_run(places)
+
+    def _read(
+        self,
+        store: Store,
+        trial_id: str,
+        snapshots: Array,
+        places: slice | Array,
+        span: Span,
+        into: torch.Tensor,
+    ) -> None:
+        samples = slice(span.start, span.stop)
+        found = store.log_probs(trial_id, self.split, snapshots, samples, dtype="float16")
+        into.numpy()[places, span.start - span.first : span.stop - span.first] = found

@@ -1,0 +1,250 @@
+"""How missing tiles are cut into squares, each computed in one go over all samples.
+
+While the samples are gone through, a square's sums and what is read of its snapshots are in memory.
+Every snapshot is read once for each square that it is in, so squares are as large as memory allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.memory import size_text
+from analysis.tiles import Array, Tile, Tiling
+from sweeper.errors import AnalysisError
+
+SECONDS = 120.0  # of computing that a killed run may lose, where smaller squares cost little
+READING = 5e8  # predictions that are read and decoded each second, about
+COMPUTING = 8.0  # times as long as reading, which then matters little
+PANEL = 32  # snapshots of which kernels pad groups to a multiple, at most
+
+Square = tuple[Tile, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Rows of a tile that are packed together.
+
+    Attributes
+    ----------
+    rows : their places in the matrix, ascending.
+    is_known : whether an earlier matrix may have the distances between them.
+    """
+
+    rows: Array
+    is_known: bool
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def padded(self) -> int:
+        """Rows that it takes memory for."""
+        return -(-len(self.rows) // PANEL) * PANEL
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Distances between two groups of a tile, (len(p), len(q)) float64 in nats."""
+
+    p: Group
+    q: Group
+    D: Array
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was computed of a tile: all pairs that `Layout.pairs` gives.
+
+    Attributes
+    ----------
+    references : for each group that is paired with itself, the distances of truth (first) and
+        ignorance to its rows, (2, len(group)).
+    """
+
+    tile: Tile
+    pieces: Sequence[Piece]
+    references: Sequence[tuple[Group, Array]]
+
+
+class Layout:
+    """Which rows of each tile are packed together, and of which pairs a tile is computed.
+
+    Parameters
+    ----------
+    known : (M,) bool, the rows whose distances to each other an earlier matrix may have.
+    reusable : the tiles of which it has them.
+    """
+
+    def __init__(
+        self, tiling: Tiling, known: Array | None = None, reusable: frozenset[Tile] = frozenset()
+    ) -> None:
+        self.tiling, self.reusable = tiling, reusable
+        known = np.zeros(tiling.M, bool) if known is None else known
+        n_tiles = -(-tiling.M // tiling.tile)
+        self.groups = [tuple(self._groups(tiling.span(i), known)) for i in range(n_tiles)]
+
+    def _groups(self, span: slice, known: Array) -> Iterator[Group]:
+        for is_known in (False, True):
+            rows = span.start + np.flatnonzero(known[span] == is_known)
+            if len(rows):
+                yield Group(rows, is_known)
+
+    def pairs(self, tile: Tile) -> Iterator[tuple[Group, Group]]:
+        """Groups of a tile's rows and columns whose pairs are to be computed.
+
+        Of a tile of the diagonal every pair of groups is given once.
+        """
+        rows, columns = self.groups[tile[0]], self.groups[tile[1]]
+        for place, p in enumerate(rows):
+            for q in columns[place:] if tile[0] == tile[1] else columns:
+                if not (p.is_known and q.is_known and tile in self.reusable):
+                    yield p, q
+
+    def groups_of(self, square: Square) -> list[Group]:
+        """Those that some tiles are of, in order."""
+        indices = sorted({index for tile in square for index in tile})
+        return [group for index in indices for group in self.groups[index]]
+
+    def n_known(self, tile: Tile) -> int:
+        """Pairs of different rows of a tile that are not to be computed."""
+        if tile not in self.reusable:
+            return 0
+        rows, columns = (sum(len(g) for g in self.groups[i] if g.is_known) for i in tile)
+        return rows * columns if tile[0] < tile[1] else rows * (rows - 1) // 2
+
+    def size(self, square: Square) -> Size:
+        """What a square needs memory for."""
+        groups = self.groups_of(square)
+        pairs = [pair for tile in square for pair in self.pairs(tile)]
+        return Size(
+            sum(group.padded for group in groups), sum(p.padded * q.padded for p, q in pairs)
+        )
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a square: snapshots that are read, and pairs that are computed."""
+
+    n_rows: int
+    n_pairs: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a computation takes, and what there is.
+
+    Attributes
+    ----------
+    memory : bytes for what is read, and for sums and operands unless they are on a device.
+    on_device : bytes for sums and operands on each GPU; None without one.
+    n_devices : GPUs, or 1, that share the sums.
+    packed, pair : bytes of a snapshot's sample as an operand, and of a pair's sum.
+    rate : products of a pair, a sample and a class each second.
+    n_samples, n_classes : of the predictions.
+    step : samples of which runs are multiples.
+    run : samples that are best read at once.
+    """
+
+    memory: int
+    on_device: int | None
+    n_devices: int
+    packed: int
+    pair: int
+    rate: float
+    n_samples: int
+    n_classes: int
+    step: int
+    run: int
+
+    def bytes(self, size: Size, run: int) -> tuple[int, int]:
+        """In this machine's memory, and on each GPU."""
+        # One run is worked on while one is read, each with what the run before left over.
+        run = min(run + self.step, self.n_samples)
+        read = 2 * size.n_rows * run * self.n_classes * 2
+        # Ignorance is packed as well, and paired with every row.
+        operands = (size.n_rows + PANEL) * run * self.packed
+        sums = (size.n_pairs // self.n_devices + size.n_rows * PANEL) * self.pair
+        kept = operands + sums
+        return (read + kept, 0) if self.on_device is None else (read, kept)
+
+    def fits(self, size: Size, run: int) -> bool:
+        """Whether there is as much memory."""
+        here, there = self.bytes(size, run)
+        return here <= self.memory and there <= (self.on_device or 0)
+
+    def may_be_lost(self, size: Size) -> bool:
+        """Whether a killed run may lose all of a square, or smaller ones would be read too often.
+
+        It depends on the machine's speed alone, and of many samples and classes not even on that.
+        """
+        per_pair = self.n_samples * self.n_classes
+        computing, reading = size.n_pairs * per_pair / self.rate, size.n_rows * per_pair / READING
+        return computing <= max(SECONDS, COMPUTING * reading)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Squares in order, how many samples are read at once, and what to say about it."""
+
+    squares: tuple[Square, ...]
+    run: int
+    note: str = ""
+
+
+def plan(missing: Sequence[Tile], layout: Layout, cost: Cost, at_least: int = 1) -> Plan:
+    """As few squares as memory allows and a killed run may lose.
+
+    Parameters
+    ----------
+    at_least : squares, if there are as many tiles, for as many machines.
+
+    Raises
+    ------
+    AnalysisError : not even a tile fits.
+    """
+    squares: list[Square] = []
+    for side in _sides(max((j for _, j in missing), default=0) + 1):
+        squares = list(_cut(missing, side))
+        sizes = [layout.size(square) for square in squares]
+        is_many = len(squares) >= min(at_least, len(missing))
+        if is_many and all(cost.fits(size, cost.run) and cost.may_be_lost(size) for size in sizes):
+            return Plan(tuple(squares), cost.run)
+    fewer = range((cost.run - 1) // cost.step * cost.step, 0, -cost.step)
+    for run in (cost.run, *fewer):
+        if all(cost.fits(size, run) for size in sizes):
+            return Plan(tuple(squares), run)
+    raise _too_little(cost, sizes)
+
+
+def _sides(most: int) -> Iterator[int]:
+    """How many rows of tiles a square has, so that it takes 1, 2, 3, … of equal size; down to 1."""
+    side = n = 0
+    while side != 1:
+        n += 1
+        if -(-most // n) != side:
+            side = -(-most // n)
+            yield side
+
+
+def _cut(missing: Sequence[Tile], side: int) -> Iterator[Square]:
+    found: dict[Tile, list[Tile]] = {}
+    for i, j in missing:
+        found.setdefault((i // side, j // side), []).append((i, j))
+    return (tuple(tiles) for tiles in found.values())
+
+
+def _too_little(cost: Cost, sizes: Sequence[Size]) -> AnalysisError:
+    run = min(cost.step, cost.run)
+    here, there = (max(needed) for needed in zip(*(cost.bytes(s, run) for s in sizes), strict=True))
+    if here <= cost.memory:
+        found = f"{size_text(cost.on_device or 0)} are free"
+        return AnalysisError("GPU", found, f"{size_text(there)} for one tile")
+    return AnalysisError(
+        "--memory",
+        f"{size_text(max(0, cost.memory))} are left for distances",
+        f"at least {size_text(here)} for one tile of them",
+        f"give {size_text(here - cost.memory)} more, or free as much",
+    )
