@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from sweeper.say import say
 
 app = typer.Typer(
     help="Reduce the predictions of a sweep: distances, InPCA, report.",
@@ -43,34 +46,80 @@ ExcludeUntrained = Annotated[
     bool,
     typer.Option("--exclude-untrained", help="Leave out trials with a final train error > 0.1."),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Compute distances on all nodes of this Ray cluster: `auto`, or `host:port`.",
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="What may be taken for distances, e.g. 8GiB. Default: half of what is free.",
+    ),
+]
 Components = Annotated[
     int | None, typer.Option(metavar="K", help="Axes to keep (default: 10).", show_default=False)
+]
+Landmarks = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Snapshots whose predictions the map keeps (default: 300).",
+        show_default=False,
+    ),
+]
+MapFile = Annotated[
+    Path, typer.Argument(metavar="MAP", help="What `map` wrote: DIR/analysis/map.npz.")
+]
+Place = Annotated[
+    str, typer.Argument(metavar="DIR", help="A sweep directory, a store's folder, or a URL.")
+]
+Weigh = Annotated[
+    str | None,
+    typer.Option(
+        "--weigh",
+        metavar="WHAT",
+        help="`trials`: each trial counts alike, however many snapshots it has.",
+        show_default=False,
+    ),
 ]
 
 
 @app.command()
 def distances(
+    context: typer.Context,
     directories: Places,
     out: Out = None,
     where: Where = None,
     exclude_untrained: ExcludeUntrained = False,
+    memory: Memory = None,
+    address: Address = None,
 ) -> None:
     """Compute the distances between all snapshots of the complete trials."""
     from analysis import stages
+    from analysis.memory import parse_size
     from analysis.places import asked
 
+    n_bytes = None if memory is None else parse_size(memory, "--memory")
     folder, places = asked(directories, out)
     progress = _Progress("distances")
-    _print(stages.distances(folder, where, exclude_untrained, _say, progress, places))
+    with _spread(context, address) as shared:
+        paths = stages.distances(
+            folder, where, exclude_untrained, say, progress, places, n_bytes, *shared
+        )
+    _print(paths)
 
 
 @app.command()
-def inpca(directory: Dir, components: Components = None) -> None:
+def inpca(directory: Dir, components: Components = None, weigh: Weigh = None) -> None:
     """Embed the distances, and place truth and ignorance."""
     from analysis import stages
     from analysis.places import existing
 
-    _print(stages.embed(existing(directory), components, _say))
+    _print(stages.embed(existing(directory), components, say, weigh, _Progress("inpca")))
 
 
 @app.command()
@@ -79,16 +128,55 @@ def report(directory: Dir) -> None:
     from analysis import stages
     from analysis.places import existing
 
-    _print(stages.report(existing(directory), _say))
+    _print(stages.report(existing(directory), say))
+
+
+@app.command(name="map")
+def freeze(directory: Dir, landmarks: Landmarks = None) -> None:
+    """Write the embedding into one file, in which other sweeps can be placed."""
+    from analysis import maps
+    from analysis.places import existing
+
+    n = maps.LANDMARKS if landmarks is None else landmarks
+    _print(maps.freeze(existing(directory), n, say, _Progress("map")))
+
+
+@app.command()
+def project(map_file: MapFile, place: Place, out: Out = None) -> None:
+    """Place the snapshots of a sweep in the map of another."""
+    from analysis import maps
+
+    _print(maps.project(map_file, place, out, say))
+
+
+@app.command()
+def check(
+    directories: Places,
+    out: Out = None,
+    where: Where = None,
+    exclude_untrained: ExcludeUntrained = False,
+    snapshots: Annotated[int, typer.Option(help="Chosen evenly at random.")] = 300,
+    resamples: Annotated[int, typer.Option(help="Test sets drawn from the samples.")] = 100,
+) -> None:
+    """Tell how sure distances and axes are, and what other distances make of them."""
+    from analysis import checks
+    from analysis.places import asked
+
+    folder, places = asked(directories, out)
+    _print(checks.check(folder, where, exclude_untrained, snapshots, resamples, say, places))
 
 
 @app.command(name="all")
 def all_stages(
+    context: typer.Context,
     directories: Places,
     out: Out = None,
     where: Where = None,
     exclude_untrained: ExcludeUntrained = False,
     components: Components = None,
+    weigh: Weigh = None,
+    memory: Memory = None,
+    address: Address = None,
 ) -> None:
     """Run distances, inpca and report; what is unchanged is skipped."""
     from analysis import stages
@@ -96,18 +184,24 @@ def all_stages(
 
     folder, _ = asked(directories, out)
     with stages.alone(folder):
-        distances(directories, out, where, exclude_untrained)
-        inpca(str(folder), components)
+        distances(context, directories, out, where, exclude_untrained, memory, address)
+        inpca(str(folder), components, weigh)
         report(str(folder))
+
+
+@contextlib.contextmanager
+def _spread(context: typer.Context, address: str | None) -> Iterator[tuple[Any, ...]]:
+    """The `map` of a cluster's nodes and their number, or nothing without an address."""
+    if address is None:
+        yield ()
+        return
+    with context.obj(address) as shared:  # of `sweeper.schedule`, which `sweeper.cli` gives us
+        yield shared
 
 
 def _print(paths: Iterable[Path]) -> None:
     for path in paths:
         print(path)
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
 
 
 class _Progress:
@@ -117,10 +211,10 @@ class _Progress:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.first: int | None = None  # tiles that were there before this run
+        self.first: float | None = None  # tiles that were there before this run
         self.started = self.shown = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: float, total: int) -> None:
         now = time.monotonic()
         self.first = done if self.first is None else self.first
         interactive = sys.stderr.isatty()
@@ -131,9 +225,9 @@ class _Progress:
         start = "\r\x1b[K" if interactive else ""
         print(f"{start}{self.name}: {self._text(done, total, now)}", end=end, file=sys.stderr)
 
-    def _text(self, done: int, total: int, now: float) -> str:
+    def _text(self, done: float, total: int, now: float) -> str:
         """How far, and the time that the rest takes at the rate of this run."""
         computed = done - (self.first or 0)
         left = (now - self.started) / computed * (total - done) if computed else None
         eta = f", {left:.0f} s left" if left is not None and done < total else ""
-        return f"{done}/{total} tiles{eta}"
+        return f"{done:.0f}/{total} tiles{eta}"

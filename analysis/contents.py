@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.inpca import explained_stress
+from analysis.explained import explained_stress
 from analysis.provenance import provenance, read_document, read_table
 from analysis.select import select
 from analysis.tiles import open_distances
@@ -86,17 +86,8 @@ def gather(directory: Path, folder: Path) -> Contents:
         gone.
     StoreError : an artifact is damaged.
     """
-    hint = f"run `sweeper analyze inpca {directory}` first"
-    if not (folder / "inpca.json").exists():
-        raise AnalysisError(str(directory), "no embedding here", hint=hint)
-    spectrum = read_document(folder / "inpca.json")
+    spectrum, embedding, references = read_embedding(directory, folder)
     embedded = spectrum["provenance"]
-    (embedding, of_points), (references, of_references) = (
-        read_table(folder / f"{name}.parquet") for name in ("embedding", "references")
-    )
-    made = {item["fingerprint"] for item in (embedded, of_points, of_references)}
-    if made != {embedded["fingerprint"]} or not _is_current(folder, embedded):
-        raise AnalysisError(str(directory), "the embedding is not of the distances here", hint=hint)
     asked = embedded["parameters"]
     union = open_union([directory])
     selection = select(union, asked["where"], asked["exclude_untrained"])
@@ -117,6 +108,33 @@ def gather(directory: Path, folder: Path) -> Contents:
         )
     notes = _notes(selection.digests, embedded["inputs"]["digests"], directory)
     return Contents(union.name, embedding, references, spectrum, selection.trials, about, notes)
+
+
+def read_embedding(
+    directory: Path, folder: Path
+) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """`inpca.json`, `embedding.parquet` and `references.parquet` in `folder`.
+
+    Raises
+    ------
+    AnalysisError : there is no embedding, or it is of other distances than are there, or of an
+        earlier version.
+    StoreError : an artifact is damaged.
+    """
+    hint = f"run `sweeper analyze inpca {directory}` first"
+    if not (folder / "inpca.json").exists():
+        raise AnalysisError(str(directory), "no embedding here", hint=hint)
+    spectrum = read_document(folder / "inpca.json")
+    embedded = spectrum["provenance"]
+    (embedding, of_points), (references, of_references) = (
+        read_table(folder / f"{name}.parquet") for name in ("embedding", "references")
+    )
+    if "weigh" not in embedded["parameters"]:
+        raise AnalysisError(str(directory), "an embedding of an earlier version", hint=hint)
+    made = {item["fingerprint"] for item in (embedded, of_points, of_references)}
+    if made != {embedded["fingerprint"]} or not _is_current(folder, embedded):
+        raise AnalysisError(str(directory), "the embedding is not of the distances here", hint=hint)
+    return spectrum, embedding, references
 
 
 def _is_current(folder: Path, embedded: dict[str, Any]) -> bool:

@@ -11,36 +11,18 @@ References: Quinn et al., PNAS 116(28), 2019, doi:10.1073/pnas.1817218116 (InPCA
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
+from analysis.centred import Centred
+from analysis.eigenpairs import Pairs, largest_pairs
+from analysis.explained import explained_frobenius, explained_l1, explained_stress
+from analysis.upper import Float64, Matrix, Progress
 from sweeper.errors import AnalysisError
 
-Float64 = npt.NDArray[np.float64]
-
 COMPONENTS = 10
-DENSE = 1024  # snapshots up to which all eigenpairs are computed, in 3 seconds at most
-PAIRS = 64  # eigenpairs computed at least, so that the bound certifies the first ten or so
-RESIDENT = 2 << 30  # bytes of float32 distances that are kept in memory
-BLOCK = 64 << 20  # bytes read at once
-ASYMMETRY = 1e-9  # of the largest distance
-SLACK = 1e-13  # relative rounding of the streamed ‖W‖², allowed for in the bound
-
-
-class Matrix(Protocol):
-    """A square matrix that can be read by blocks: an array, or `analysis.tiles.Distances`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(M, M)."""
-
-    def __getitem__(self, key: Any, /) -> Any:
-        """The block of two slices."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +31,47 @@ class InPCA:
 
     Attributes
     ----------
-    coordinates : (M, n_components) float64, √|λ|·u; columns sum to 0; the entry of largest
-        magnitude of each column is positive.
+    coordinates : (M, n_components) float64, √|λ|·u, in each row divided by the root of its weight;
+        their weighted mean is 0; the entry of largest magnitude of each column is positive.
     eigenvalues : (n_components,) float64, sorted by |λ| descending; negative for time-like axes.
-    explained_stress : (n_components,) float64, cumulative, χ_k = 1 − √(1 − Σ_{i≤k} λ_i²/‖W‖_F²).
+    explained_stress, explained_frobenius, explained_l1 : (n_components,) float64, three measures of
+        what the first k axes explain, see `analysis.explained`.
+    time_like_share : Σ λ² over the negative eigenvalues of `spectrum`, relative to ‖W‖_F²; the
+        share of all negative ones exceeds it by at most 1 − Σ spectrum²/‖W‖_F².
     frobenius_norm : ‖W‖_F.
-    bound : no eigenvalue that is not in `spectrum` exceeds it in magnitude; while it is below
-        |λ_k|, the first k are proved to be the k largest.
+    bound : no eigenvalue that is not in `spectrum` exceeds it in magnitude.
+    n_certified : so many of the first components are proved to be the largest: their |λ| exceed
+        `bound`, rounding and residuals included.
     residuals : (n_components,) float64, ‖Wu − λu‖: each λ is that close to a true eigenvalue.
+    has_converged : whether all residuals are below 1e-9 of the largest |λ|; they are unless the
+        matrix is too large for memory and ten readings of it are not enough.
     spectrum : (n_pairs,) float64, all eigenvalues that were computed, the first n_components of
         them `eigenvalues`.
-    row_means : (M,) float64, of D.
+    row_means : (M,) float64, of D, weighted.
+    weights : (M,) float64.
     """
 
     coordinates: Float64
     eigenvalues: Float64
     explained_stress: Float64
+    explained_frobenius: Float64
+    explained_l1: Float64
+    time_like_share: float
     frobenius_norm: float
     bound: float
+    n_certified: int
     residuals: Float64
+    has_converged: bool
     spectrum: Float64
     row_means: Float64
+    weights: Float64
 
     def project(self, d: npt.ArrayLike) -> Float64:
         """Place points that are not rows of D by their distances to all of its points.
 
-        x = −½ (d − mean d − r + r̄) U sign(Λ)|Λ|^(−½), r the row means of D (Gower's formula with
-        the sign of each axis). A point of D gets its own coordinates back; on an axis whose
-        eigenvalue is zero to rounding, everything is at 0.
+        x = −½ (d − mean d − r + r̄) diag(w) X Λ⁻¹, r the row means of D, all means weighted
+        (Gower's formula with the sign of each axis). A point of D gets its own coordinates back;
+        on an axis whose eigenvalue is zero to rounding, everything is at 0.
 
         Parameters
         ----------
@@ -90,165 +85,95 @@ class InPCA:
         ------
         AnalysisError : the last axis is not M, or a distance is not finite.
         """
-        distances = np.asarray(d, dtype=np.float64)
+        distances, w = np.asarray(d, dtype=np.float64), self.weights
         if distances.ndim not in (1, 2) or distances.shape[-1] != len(self.coordinates):
             raise AnalysisError(
                 "d", f"shape `{distances.shape}`", f"distances to {len(self.coordinates)} snapshots"
             )
         if not np.isfinite(distances).all():
             raise AnalysisError("d", "a distance that is not finite", "finite distances")
-        centred = distances - distances.mean(axis=-1, keepdims=True)
-        b = -0.5 * (centred - self.row_means + self.row_means.mean())
-        zero = np.abs(self.eigenvalues) <= _rounding(self.spectrum, len(self.coordinates))
-        inverse = np.where(zero, 0.0, 1 / np.where(zero, 1.0, self.eigenvalues))
-        return np.asarray(b @ self.coordinates * inverse)
+        from_mean = distances - self.row_means
+        b = -0.5 * (from_mean - (from_mean @ w / w.sum())[..., None])
+        return np.asarray(b @ (w[:, None] * self.coordinates) * _inverse(self.eigenvalues, len(w)))
 
 
-def explained_stress(eigenvalues: Float64, frobenius_norm: float) -> Float64:
-    """χ_k = 1 − √(1 − Σ_{i≤k} λ_i²/‖W‖_F²) for k = 1 … n, (n,) float64 in [0, 1]."""
-    explained = np.cumsum(np.square(eigenvalues)) / frobenius_norm**2
-    return np.asarray(1 - np.sqrt(np.clip(1 - explained, 0.0, 1.0)))
-
-
-def inpca(D: Matrix, n_components: int | None = None) -> InPCA:
+def inpca(
+    D: Matrix,
+    n_components: int | None = None,
+    weights: npt.ArrayLike | None = None,
+    progress: Progress = lambda done, total: None,
+) -> InPCA:
     """Embed a symmetric matrix of distances.
 
-    W is never formed: ARPACK (`which="LM"`) applies it as centre, multiply by D, centre. D is read
-    in blocks of rows, and kept in memory as float32 up to 2 GiB if it is not an array already. Up
-    to 1,024 points all eigenpairs are computed by LAPACK instead. Deterministic.
+    W is never formed but for up to 1,024 points; see `analysis.eigenpairs` for how its eigenpairs
+    are found. A matrix of more than 23,170 points, which does not fit into 2 GiB, is read from
+    where it is, ten times at most; with M = 151,407 and n_components ≤ 25 the process has 2.4 GiB
+    at its peak. Deterministic on one machine.
 
     Parameters
     ----------
-    D : (M, M) symmetric and finite, an array or an object that gives ``D[i0:i1, j0:j1]``.
-    n_components : axes to keep, 1 to M; by default 10, or M where there are fewer points.
+    D : (M, M) symmetric, finite and zero on its diagonal: `analysis.tiles.Distances`, an array, or
+        an object that gives ``D[i0:i1, j0:j1]``.
+    n_components : axes to keep, 1 to M − 1, because W has no more; by default 10, or M − 1 where
+        there are fewer.
+    weights : (M,) ≥ 0; by default 1 each. A weight of 2 is that of two points at one place; with a
+        weight of 0 a point is placed, but counts for nothing. The axes are those of
+        diag(√w) W diag(√w), with W centred by the weighted mean; ‖W‖_F, eigenvalues and residuals
+        are of that matrix.
+    progress : called with the number of tiles that were read and of those to be read at most, where
+        D does not fit into memory.
 
     Raises
     ------
-    AnalysisError : D is not square, not symmetric to 1e-9 of its largest entry, has a NaN or an
-        infinity (named by their indices), or all its points coincide; or `n_components` is out of
-        range.
+    AnalysisError : D is not square, not symmetric to 1e-9 of its largest entry, not as close to
+        zero on its diagonal, has a NaN or an infinity (named by their indices), or all its points
+        coincide; `n_components` is out of range; or the weights do not fit.
     """
-    operator = _Centred(D)
-    M = operator.M
-    n_components = min(COMPONENTS, M) if n_components is None else n_components
-    if not 1 <= n_components <= M:
-        raise AnalysisError(
-            "n_components", f"`{n_components}`", f"1 to {M}, the number of snapshots"
-        )
-    if operator.frobenius_norm <= M * np.finfo(np.float64).eps * operator.largest:
-        raise AnalysisError("D", "all snapshots coincide", "at least two different ones")
-    dense = M <= DENSE or n_components > M // 4
-    values, vectors = _all_pairs(operator) if dense else _largest_pairs(operator, n_components)
-    order = np.argsort(-np.abs(values), kind="stable")
-    spectrum, U = values[order], _signed(vectors[:, order[:n_components]])
-    eigenvalues = spectrum[:n_components]
-    rest = max(operator.frobenius_norm**2 - float(np.square(spectrum).sum()), 0.0)
+    w = None if weights is None else np.asarray(weights, dtype=np.float64)
+    S = Centred(D, w, progress)
+    most = S.M - 1
+    n = min(COMPONENTS, most) if n_components is None else n_components
+    if not 1 <= n <= most:
+        allowed = f"1 to {most}, fewer than the {S.M} snapshots"
+        raise AnalysisError("n_components", f"`{n}`", allowed)
+    pairs = largest_pairs(S, n)
+    eigenvalues, coordinates = pairs.values[:n], _coordinates(S, pairs)
+    negative = pairs.values[pairs.values < 0]
     return InPCA(
-        coordinates=U * np.sqrt(np.abs(eigenvalues)),
+        coordinates=coordinates,
         eigenvalues=eigenvalues,
-        explained_stress=explained_stress(eigenvalues, operator.frobenius_norm),
-        frobenius_norm=operator.frobenius_norm,
-        bound=0.0 if dense else math.sqrt(rest + SLACK * operator.frobenius_norm**2),
-        residuals=np.linalg.norm(operator @ U - U * eigenvalues, axis=0),
-        spectrum=spectrum,
-        row_means=operator.row_means,
+        explained_stress=explained_stress(eigenvalues, S.frobenius_norm),
+        explained_frobenius=explained_frobenius(S, eigenvalues, coordinates),
+        explained_l1=explained_l1(S, eigenvalues, coordinates),
+        time_like_share=float(np.square(negative / S.frobenius_norm).sum()),
+        frobenius_norm=S.frobenius_norm,
+        bound=pairs.bound,
+        n_certified=pairs.n_certified,
+        residuals=pairs.residuals[:n],
+        has_converged=pairs.has_converged,
+        spectrum=pairs.values,
+        row_means=S.row_means,
+        weights=S.weights,
     )
 
 
-class _Centred:
-    """W = −½ L D L as something to multiply by, and what one reading of D tells about it."""
+def _coordinates(S: Centred, pairs: Pairs) -> Float64:
+    """The rows of v √|λ| / √w; where w is little or zero, the same from W √w v = λ v/√w.
 
-    def __init__(self, D: Matrix) -> None:
-        if len(D.shape) != 2 or D.shape[0] != D.shape[1] or D.shape[0] < 2:
-            raise AnalysisError("D", f"shape `{tuple(D.shape)}`", "a square matrix of 2 or more")
-        self.M = D.shape[0]
-        if not isinstance(D, np.ndarray) and 4 * self.M**2 <= RESIDENT:
-            D = np.asarray(D[0 : self.M, 0 : self.M])
-        self.D = D
-        self._step = max(1, BLOCK // (8 * self.M))
-        squares, self.largest, self.row_means = 0.0, 0.0, np.empty(self.M)
-        for rows in self._row_blocks():
-            block = self._block(rows)
-            squares += float(np.square(block).sum())
-            self.largest = max(self.largest, float(np.abs(block).max()))
-            self.row_means[rows] = block.mean(axis=1)
-            self._check_symmetric(rows, block)
-        # ‖W‖² = ¼ (‖D‖² − 2M‖r‖² + M²g²), r the row means and g their mean
-        means, grand = self.row_means, float(self.row_means.mean())
-        centred = squares - 2 * self.M * float(means @ means) + (self.M * grand) ** 2
-        self.frobenius_norm = math.sqrt(max(centred, 0.0)) / 2
-
-    def _row_blocks(self) -> list[slice]:
-        return [slice(i, min(i + self._step, self.M)) for i in range(0, self.M, self._step)]
-
-    def _block(self, rows: slice) -> Float64:
-        """A block of rows, refused unless finite."""
-        block = np.asarray(self.D[rows, 0 : self.M], dtype=np.float64)
-        if not np.isfinite(block).all():
-            i, j = np.argwhere(~np.isfinite(block))[0]
-            raise AnalysisError(
-                f"D[{rows.start + i}, {j}]",
-                f"`{block[i, j]}`",
-                "finite distances",
-                "the two snapshots have disjoint support: use a kernel with a floor"
-                if block[i, j] == math.inf
-                else "",
-            )
-        return block
-
-    def _check_symmetric(self, rows: slice, block: Float64) -> None:
-        mirrored = np.asarray(self.D[0 : self.M, rows], dtype=np.float64).T
-        off = np.abs(block - mirrored)
-        # NaN below the diagonal is reported by its own row
-        i, j = np.unravel_index(int(np.nanargmax(off)), off.shape)
-        if off[i, j] > ASYMMETRY * self.largest:
-            here, there = f"D[{rows.start + i}, {j}]", f"D[{j}, {rows.start + i}]"
-            raise AnalysisError(
-                here,
-                f"differs from {there} by `{off[i, j]:.3g}`",
-                "a symmetric matrix",
-            )
-
-    def __matmul__(self, X: npt.NDArray[Any]) -> Float64:
-        """W X for X of shape (M,) or (M, b)."""
-        centred = X - X.mean(axis=0)
-        product = np.empty(centred.shape)
-        for rows in self._row_blocks():
-            product[rows] = np.asarray(self.D[rows, 0 : self.M], dtype=np.float64) @ centred
-        return np.asarray(-0.5 * (product - product.mean(axis=0)))
-
-    def dense(self) -> Float64:
-        """W itself."""
-        D = np.concatenate([self._block(rows) for rows in self._row_blocks()])
-        D -= self.row_means[:, None] + self.row_means[None, :] - self.row_means.mean()
-        return D * -0.5
+    Of the largest λ₁ and a mean weight w̄, rounding grows by √(w̄/w) in the first and |λ₁/λ| in the
+    second.
+    """
+    n = pairs.vectors.shape[1]
+    values, root = pairs.values[:n], S.root[:, None]
+    weighted = pairs.vectors / np.where(root > 0, root, 1.0)
+    placed = pairs.products * _inverse(values, S.M)
+    is_heavy = root * abs(values[0]) >= np.sqrt(S.total / S.M) * np.abs(values)
+    found = np.where(is_heavy & (root > 0), weighted, placed) * np.sqrt(np.abs(values))
+    largest = np.abs(found).argmax(axis=0)
+    return np.asarray(found * np.where(found[largest, range(n)] < 0, -1.0, 1.0))
 
 
-def _all_pairs(operator: _Centred) -> tuple[Float64, Float64]:
-    values, vectors = np.linalg.eigh(operator.dense())
-    return values, vectors
-
-
-def _largest_pairs(operator: _Centred, n_components: int) -> tuple[Float64, Float64]:
-    """At least `PAIRS` eigenpairs of largest magnitude, of both signs."""
-    k = min(max(PAIRS, n_components + PAIRS // 4), operator.M - 2)
-    W = LinearOperator(
-        (operator.M, operator.M), matvec=lambda x: operator @ x, dtype=np.dtype(np.float64)
-    )
-    start = np.random.default_rng(0).standard_normal(operator.M)
-    try:
-        return eigsh(W, k=k, which="LM", v0=start - start.mean(), tol=0)  # type: ignore[no-any-return]
-    except ArpackNoConvergence as error:
-        raise AnalysisError(
-            "D", f"{len(error.eigenvalues)} of {k} eigenpairs converged", "all of them"
-        ) from error
-
-
-def _signed(vectors: Float64) -> Float64:
-    """Eigenvectors whose entry of largest magnitude is positive."""
-    largest = np.abs(vectors).argmax(axis=0)
-    return np.asarray(vectors * np.where(vectors[largest, range(vectors.shape[1])] < 0, -1.0, 1.0))
-
-
-def _rounding(eigenvalues: Float64, M: int) -> float:
-    return float(np.abs(eigenvalues[0])) * M * float(np.finfo(np.float64).eps)
+def _inverse(eigenvalues: Float64, M: int) -> Float64:
+    """1/λ, and 0 where λ is zero to the rounding of the largest, which comes first."""
+    zero = np.abs(eigenvalues) <= abs(eigenvalues[0]) * M * float(np.finfo(np.float64).eps)
+    return np.where(zero, 0.0, 1 / np.where(zero, 1.0, eigenvalues))

@@ -122,6 +122,9 @@ def _spectrum(contents: Contents) -> dict[str, Any]:
     return {
         "values": _rounded(found["spectrum"][:50]),
         "stress": _rounded(contents.stress[:50]),
+        "frobenius": _rounded(found["explained_frobenius"]),
+        "l1": _rounded(found["explained_l1"]),
+        "time_like_share": found["time_like_share"],
         "bound": found["bound"],
         "n_certified": found["n_certified"],
     }

@@ -5,6 +5,7 @@
     predictions.zarr ─distances→ distances.zarr, snapshots.parquet
                      ─embed→     embedding.parquet, references.parquet, inpca.json
                      ─report→    report.html, figures/*.png
+                     ─map→       map.npz, in which ─project→ projection.parquet (`analysis.maps`)
 
 Each is told the folder whose `analysis/` holds the artifacts: a sweep directory, or one that is
 there for the artifacts of several stores or of one elsewhere. One process at a time is at work on
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -27,15 +29,17 @@ from analysis.bhattacharyya import COEFFICIENT_FLOOR
 from analysis.blocks import DistanceBlocks
 from analysis.inpca import COMPONENTS, InPCA, inpca
 from analysis.lock import locked
+from analysis.memory import budget
 from analysis.places import artifacts
 from analysis.provenance import provenance, read_document, read_table, write_document, write_table
 from analysis.select import Selection, select
 from analysis.tiles import DISTANCES, TILE, Tiling, open_distances
 from analysis.union import open_union
-from sweeper.errors import StoreError
+from sweeper.errors import AnalysisError, StoreError, nearest
+from sweeper.store import Store
 
 Say = Callable[[str], None]
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, int], None]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -69,6 +73,9 @@ def distances(
     say: Say = lambda message: None,
     progress: Progress = lambda done, total: None,
     places: Sequence[str] = (),
+    memory: int | None = None,
+    map: filling.Map = map,
+    n_machines: int = 1,
 ) -> list[Path]:
     """Select snapshots and compute the distances between all of them.
 
@@ -77,21 +84,27 @@ def distances(
     Parameters
     ----------
     places : where the trials are, see `open_union`; by default the folder itself.
+    memory : bytes that this process may take, whatever the number of snapshots; by default half
+        of what is free.
+    map, n_machines : what the work is shared out with, see `analysis.fill.fill`, and among how
+        many.
 
     Raises
     ------
-    SweeperError : no store, nothing to analyse, differing samples, damaged predictions.
+    SweeperError : no store, nothing to analyse, differing samples, damaged predictions, too little
+        memory or too little room on the disk.
     """
     union = open_union(places or [folder], say)
     selection = select(union, where, exclude_untrained)
     about = _about(selection, folder)
-    for line in _summary(selection):
+    for line in summary(selection):
         say(line)
     path, table = (artifacts(folder) / name for name in (DISTANCES, "snapshots.parquet"))
     M = len(selection.rows)
-    homes = {trial_id: home.store.location for trial_id, home in selection.homes.items()}
-    blocks = DistanceBlocks(homes, selection.rows, selection.split)
-    computed = filling.fill(path, blocks, Tiling(M, min(M, TILE)), about, progress=progress)
+    homes = {trial_id: _anywhere(home.store) for trial_id, home in selection.homes.items()}
+    blocks = DistanceBlocks(homes, selection.rows, selection.split, budget(memory), n_machines)
+    tiling = Tiling(M, min(M, TILE))
+    computed = filling.fill(path, blocks, tiling, about, map, progress, say)
     # The rows come second: until they are those of the matrix, readers refuse the two.
     write_table(table, selection.rows, about)
     if not computed:
@@ -101,25 +114,33 @@ def distances(
 
 @_alone
 def embed(
-    folder: Path, n_components: int | None = None, say: Say = lambda message: None
+    folder: Path,
+    n_components: int | None = None,
+    say: Say = lambda message: None,
+    weigh: str | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> list[Path]:
     """Embed the distances by InPCA, and place truth and ignorance.
 
     Parameters
     ----------
-    n_components : axes to keep; by default 10, or one a snapshot where there are fewer.
+    n_components : axes to keep; by default 10, or one fewer than there are snapshots.
+    weigh : `trials`, so that each trial counts alike, however many snapshots it has; by default
+        each snapshot does.
 
     Raises
     ------
-    SweeperError : there are no distances, they are unfinished or damaged, or `n_components` is
-        out of range.
+    SweeperError : there are no distances, they are unfinished or damaged, `n_components` is out of
+        range, or `weigh` is something else.
     """
+    if weigh not in (None, "trials"):
+        raise AnalysisError("--weigh", f"`{weigh}`", "trials", nearest(weigh, ["trials"]))
     place, D = artifacts(folder), open_distances(folder)
-    k = min(COMPONENTS, D.shape[0]) if n_components is None else n_components
+    k = min(COMPONENTS, D.shape[0] - 1) if n_components is None else n_components
     about = provenance(
         "inpca",
         {"distances": D.about["fingerprint"], **D.about["inputs"]},
-        {**D.about["parameters"], "n_components": k},
+        {**D.about["parameters"], "n_components": k, "weigh": weigh},
         D.about["left_out"],
         D.about.get("places", ()),
     )
@@ -128,11 +149,14 @@ def embed(
     if _unchanged(about, tables, document):
         say("inpca: unchanged")
         return [*tables, document]
-    embedding = inpca(D, k)
+    embedding = inpca(D, k, weights_of(D.snapshots, weigh), progress)
+    if not embedding.has_converged:
+        worst = embedding.residuals.max() / abs(embedding.eigenvalues[0])
+        say(f"inpca: an eigenvalue is uncertain by {worst:.0e} of the largest; fewer axes converge")
     # The document comes last: with it, the tables of this embedding are there.
-    write_table(tables[0], _with_axes(D.snapshots, embedding.coordinates), about)
+    write_table(tables[0], with_axes(D.snapshots, embedding.coordinates), about)
     names = pd.DataFrame({"trial_id": ["truth", "ignorance"]})
-    write_table(tables[1], _with_axes(names, embedding.project(D.references)), about)
+    write_table(tables[1], with_axes(names, embedding.project(D.references)), about)
     write_document(document, _numbers(embedding), about)
     return [*tables, document]
 
@@ -163,6 +187,11 @@ def report(folder: Path, say: Say = lambda message: None) -> list[Path]:
     return [page, *figures]
 
 
+def _anywhere(store: Store) -> str:
+    """Where a store is, for processes that work in other folders."""
+    return store.location if "://" in store.location else os.path.abspath(store.location)
+
+
 def _about(selection: Selection, folder: Path) -> dict[str, Any]:
     """The provenance of the distances of a selection."""
     trial_id, home = next(iter(selection.homes.items()))
@@ -171,6 +200,9 @@ def _about(selection: Selection, folder: Path) -> dict[str, Any]:
         "distances",
         {
             "digests": selection.digests,
+            "snapshots": {
+                str(t): int(n) for t, n in selection.rows.groupby("trial_id").size().items()
+            },
             "sample_set": home.store.sample_set(selection.split, trial_id),
         },
         {
@@ -186,7 +218,7 @@ def _about(selection: Selection, folder: Path) -> dict[str, Any]:
     )
 
 
-def _summary(selection: Selection) -> list[str]:
+def summary(selection: Selection) -> list[str]:
     """What is analysed and what is not, in words."""
     again = sorted(set().union(*selection.repeated.values()))
     return [
@@ -211,7 +243,15 @@ def _unchanged(about: dict[str, Any], tables: list[Path], document: Path) -> boo
     return all(item["fingerprint"] == about["fingerprint"] for item in found)
 
 
-def _with_axes(table: pd.DataFrame, coordinates: np.ndarray[Any, Any]) -> pd.DataFrame:
+def weights_of(snapshots: pd.DataFrame, weigh: str | None) -> pd.Series[float] | None:
+    """Weights of 1 on average whose sum is the same for each trial, if `weigh` asks for them."""
+    if weigh is None:
+        return None
+    size = snapshots.groupby("trial_id")["trial_id"].transform("size")
+    return len(snapshots) / (snapshots["trial_id"].nunique() * size)
+
+
+def with_axes(table: pd.DataFrame, coordinates: np.ndarray[Any, Any]) -> pd.DataFrame:
     """The table with columns pc1 … pck."""
     axes = {f"pc{i}": column for i, column in enumerate(coordinates.T, start=1)}
     return pd.concat([table, pd.DataFrame(axes, index=table.index)], axis=1)
@@ -219,12 +259,14 @@ def _with_axes(table: pd.DataFrame, coordinates: np.ndarray[Any, Any]) -> pd.Dat
 
 def _numbers(embedding: InPCA) -> dict[str, Any]:
     """What `inpca.json` says beside its provenance."""
-    certified = np.abs(embedding.eigenvalues) > embedding.bound
     return {
         "eigenvalues": embedding.eigenvalues.tolist(),
         "explained_stress": embedding.explained_stress.tolist(),
+        "explained_frobenius": embedding.explained_frobenius.tolist(),
+        "explained_l1": embedding.explained_l1.tolist(),
+        "time_like_share": embedding.time_like_share,
         "bound": embedding.bound,
-        "n_certified": int(certified.argmin()) if not certified.all() else len(certified),
+        "n_certified": embedding.n_certified,
         "residuals": embedding.residuals.tolist(),
         "frobenius_norm": embedding.frobenius_norm,
         "spectrum": embedding.spectrum.tolist(),

@@ -174,6 +174,11 @@ Plotly.newPlot("stress", [{ x: k, y: data.spectrum.stress, mode: "lines+markers"
     annotations: [{ xref: "paper", yref: "paper", x: .98, y: .05, xanchor: "right", yanchor: "bottom",
       showarrow: false, align: "left", font: { ...FONT, size: 14 }, text: labelled.map((i) =>
         `χ<sub>${i}</sub> = ${data.spectrum.stress[i - 1].toFixed(3)}`).join("<br>") }] }), OPTIONS);
+const { frobenius, l1, time_like_share: share } = data.spectrum, last = l1.length;
+const percent = (x) => `${(100 * x).toFixed(1)} %`;
+at("measures").textContent = `Of the distances themselves ${last} component${last > 1 ? "s" : ""} ` +
+  `explain${last > 1 ? "" : "s"} ${percent(frobenius[last - 1])} by their squares (Frobenius) and ` +
+  `${percent(l1[last - 1])} by their magnitudes (L1). Time-like components hold ${percent(share)} of Σ λ².`;
 at("bound").textContent = data.spectrum.bound === 0
   ? "All eigenvalues were computed."
   : `No eigenvalue beyond those computed exceeds ${shown(data.spectrum.bound)} in magnitude: the ` +
@@ -238,6 +243,7 @@ const facts = [
   ["samples", `${parameters.split}, sample set ${inputs.sample_set}`],
   ["coefficient floor", shown(parameters.coefficient_floor)],
   ["components", parameters.n_components],
+  ["weights", parameters.weigh ? "each trial alike" : "each snapshot alike"],
   ["versions", Object.entries(versions).map((pair) => pair.join(" ")).join(", ")],
   ["fingerprint", fingerprint],
 ];

@@ -7,9 +7,9 @@ import pytest
 from scipy.spatial.distance import pdist, squareform
 from scipy.special import log_softmax
 
-from analysis import inpca as module
+from analysis import eigenpairs, upper
 from analysis.bhattacharyya import pairwise
-from analysis.inpca import explained_stress, inpca
+from analysis.inpca import inpca
 from sweeper.errors import AnalysisError
 
 
@@ -38,7 +38,7 @@ def indefinite(M: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Let matrices of 100 take the path of large ones."""
-    monkeypatch.setattr(module, "DENSE", 99)
+    monkeypatch.setattr(eigenpairs, "DENSE", 99)
 
 
 @pytest.mark.parametrize("M", [60, 300])
@@ -66,7 +66,7 @@ def test_no_eigenvalue_that_was_not_computed_exceeds_the_bound():
 def test_iterative_and_dense_paths_agree(monkeypatch):
     D = indefinite(300)
     iterative = inpca(D)
-    monkeypatch.setattr(module, "DENSE", 1000)
+    monkeypatch.setattr(eigenpairs, "DENSE", 1000)
     dense = inpca(D)
     assert iterative.coordinates == pytest.approx(dense.coordinates, abs=1e-8)
     assert dense.bound == 0
@@ -82,7 +82,7 @@ def test_low_rank_distances_have_no_more_axes_than_their_points():
 def test_all_signed_components_reconstruct_the_distances():
     logits = np.random.default_rng(0).standard_normal((25, 40, 3))
     D = pairwise(log_softmax(logits, axis=-1))
-    found = inpca(D, 25)
+    found = inpca(D, 24)
     differences = found.coordinates[:, None] - found.coordinates[None]
     assert np.square(differences) @ np.sign(found.eigenvalues) == pytest.approx(D, abs=1e-12)
 
@@ -131,8 +131,93 @@ def test_embedding_twice_gives_the_same_bits():
     assert np.array_equal(inpca(D).coordinates, inpca(D).coordinates)
 
 
-def test_explained_stress_is_hand_worked():
-    assert explained_stress(np.array([3.0, -4.0]), 5.0) == pytest.approx([0.2, 1.0])
+WAYS = {"lapack": (10**6, 1 << 30), "arpack": (0, 1 << 30), "krylov": (0, 0)}
+
+
+@pytest.fixture(params=WAYS)
+def _way(request, monkeypatch):
+    """Each way to the eigenpairs."""
+    dense, resident = WAYS[request.param]
+    monkeypatch.setattr(eigenpairs, "DENSE", dense)
+    monkeypatch.setattr(upper, "RESIDENT", resident)
+    monkeypatch.setattr(upper, "TILE", 50)
+
+
+@pytest.mark.usefixtures("_way")
+def test_a_point_that_is_there_twice_is_a_weight_of_two():
+    D = indefinite(200)
+    copies = np.random.default_rng(0).integers(1, 4, len(D))
+    rows = np.repeat(np.arange(len(D)), copies)
+    repeated, weighted = inpca(D[np.ix_(rows, rows)], 6), inpca(D, 6, copies)
+    for name in ("eigenvalues", "explained_stress", "explained_frobenius", "explained_l1"):
+        assert getattr(weighted, name) == pytest.approx(getattr(repeated, name), rel=1e-10), name
+    scale = np.abs(repeated.coordinates).max()
+    assert np.abs(weighted.coordinates[rows] - repeated.coordinates).max() < 1e-10 * scale
+    assert weighted.row_means[rows] == pytest.approx(repeated.row_means, rel=1e-12)
+    assert weighted.frobenius_norm == pytest.approx(repeated.frobenius_norm, rel=1e-12)
+
+
+@pytest.mark.usefixtures("_way")
+def test_a_point_of_weight_zero_is_placed_as_if_it_were_new():
+    D, w = indefinite(150), np.ones(150)
+    w[[3, 70, 149]] = 0
+    found, others = inpca(D, 6, w), inpca(D[np.ix_(w > 0, w > 0)], 6)
+    assert found.eigenvalues == pytest.approx(others.eigenvalues)
+    assert found.coordinates[w > 0] == pytest.approx(others.coordinates, abs=1e-8)
+    assert found.coordinates[w == 0] == pytest.approx(
+        others.project(D[np.ix_(w == 0, w > 0)]), abs=1e-8
+    )
+
+
+@pytest.mark.usefixtures("_way")
+@pytest.mark.parametrize("little", [1e-12, 1e-20, 1e-30])
+def test_a_point_of_little_weight_is_placed_as_one_of_none(little):
+    D, w = indefinite(150), np.ones(150)
+    w[[3, 70, 149]] = 0
+    found, without = inpca(D, 6, np.where(w > 0, w, little)), inpca(D, 6, w)
+    assert found.coordinates == pytest.approx(without.coordinates, abs=1e-8)
+
+
+@pytest.mark.usefixtures("_way")
+def test_weights_are_centred_upon_and_projected_with():
+    D, w = indefinite(150), np.random.default_rng(4).uniform(0.5, 9, 150)
+    found = inpca(D, 6, w)
+    assert np.abs(w @ found.coordinates).max() < 1e-8
+    assert np.square(found.coordinates).T @ w == pytest.approx(np.abs(found.eigenvalues))
+    assert found.project(D) == pytest.approx(found.coordinates, abs=1e-8)
+
+
+@pytest.mark.usefixtures("_way")
+def test_equal_weights_scale_the_eigenvalues_alone():
+    D = indefinite(150)
+    found, plain = inpca(D, 6, np.full(150, 2.5)), inpca(D, 6)
+    assert found.eigenvalues == pytest.approx(2.5 * plain.eigenvalues)
+    assert found.coordinates == pytest.approx(plain.coordinates, abs=1e-8)
+    assert found.explained_l1 == pytest.approx(plain.explained_l1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1, 1], "shape `(2,)`; one for each of 5 snapshots"),
+        ([1, 1, -1, 1, 1], "`-1` at 2; finite numbers ≥ 0, two or more of them > 0"),
+        ([1, 1, 1, np.nan, 1], "`nan` at 3; finite numbers ≥ 0, two or more of them > 0"),
+        ([1, np.inf, 1, 1, 1], "`inf` at 1; finite numbers ≥ 0, two or more of them > 0"),
+        ([0, 0, 1, 0, 0], "fewer than two > 0; finite numbers ≥ 0, two or more of them > 0"),
+    ],
+)
+def test_weights_that_are_none_are_refused(weights, message):
+    with pytest.raises(AnalysisError) as caught:
+        inpca(indefinite(5), 2, weights)
+    assert str(caught.value) == f"weights: {message}"
+
+
+def test_a_diagonal_that_is_not_zero_is_refused():
+    D = indefinite(5)
+    D[2, 2] = 0.25
+    with pytest.raises(AnalysisError) as caught:
+        inpca(D, 2)
+    assert str(caught.value) == ("D[2, 2]: `0.25` from zero; zero, a snapshot's distance to itself")
 
 
 class Lazy:
@@ -148,8 +233,8 @@ class Lazy:
 
 def test_a_matrix_too_large_for_memory_is_read_by_blocks(monkeypatch):
     D = indefinite(300).astype(np.float32)
-    monkeypatch.setattr(module, "RESIDENT", 0)
-    monkeypatch.setattr(module, "BLOCK", 8 * 300 * 7)
+    monkeypatch.setattr(upper, "RESIDENT", 0)
+    monkeypatch.setattr(upper, "TILE", 70)
     assert inpca(Lazy(D)).coordinates == pytest.approx(inpca(D).coordinates, abs=1e-8)
 
 
@@ -183,18 +268,16 @@ def test_an_asymmetric_matrix_is_refused_by_its_entries():
     assert str(caught.value) == "D[1, 3]: differs from D[3, 1] by `0.5`; a symmetric matrix"
 
 
-@pytest.mark.parametrize("k", [0, -1, 6])
-def test_more_components_than_snapshots_are_refused(k):
+@pytest.mark.parametrize("k", [0, -1, 5, 6])
+def test_as_many_components_as_snapshots_are_refused_because_w_has_fewer(k):
     with pytest.raises(AnalysisError) as caught:
         inpca(indefinite(5), k)
-    assert str(caught.value) == f"n_components: `{k}`; 1 to 5, the number of snapshots"
+    assert str(caught.value) == f"n_components: `{k}`; 1 to 4, fewer than the 5 snapshots"
 
 
-@pytest.mark.parametrize(("M", "k"), [(2, 2), (9, 9), (10, 10), (11, 10)])
-def test_by_default_there_are_ten_components_or_as_many_as_snapshots(M, k):
+@pytest.mark.parametrize(("M", "k"), [(2, 1), (9, 8), (10, 9), (11, 10), (12, 10)])
+def test_by_default_there_are_ten_components_or_all_that_there_are(M, k):
     assert inpca(indefinite(M)).coordinates.shape == (M, k)
-    with pytest.raises(AnalysisError, match=f"n_components: `{M + 1}`"):
-        inpca(indefinite(M), M + 1)
 
 
 def test_distances_that_do_not_fit_cannot_be_projected():

@@ -15,7 +15,7 @@ import pytest
 from scipy.special import logsumexp
 from typer.testing import CliRunner
 
-from analysis import stages
+from analysis import eigenpairs, stages, upper
 from analysis.cli import app
 from analysis.inpca import inpca
 from analysis.tiles import open_distances
@@ -68,23 +68,14 @@ def test_the_embedding_holds_the_keys_axes_and_numbers(analysed):
     assert list(table.columns)[6:] == [f"pc{i}" for i in range(1, 11)]
     assert table[[f"pc{i}" for i in range(1, 11)]].to_numpy() == pytest.approx(found.coordinates)
     assert document["eigenvalues"] == pytest.approx(found.eigenvalues.tolist())
-    assert document["explained_stress"] == pytest.approx(found.explained_stress.tolist())
-    assert document["bound"] == found.bound
+    for name in ("explained_stress", "explained_frobenius", "explained_l1", "residuals"):
+        assert document[name] == pytest.approx(getattr(found, name).tolist(), abs=1e-12), name
+    for name in ("time_like_share", "bound", "n_certified"):
+        assert document[name] == pytest.approx(getattr(found, name)), name
     placed = pd.read_parquet(folder / "references.parquet")
     assert list(placed["trial_id"]) == ["truth", "ignorance"]
     # Ignorance is snapshot 0, so it lies where snapshot 0 was embedded.
     assert placed.iloc[1, 1:4].to_list() == pytest.approx(table.iloc[0, 6:9].to_list(), abs=1e-4)
-
-
-def test_a_sample_too_many_for_memory_is_read_in_parts(sweep, monkeypatch):
-    from analysis import blocks
-
-    stages.distances(sweep)
-    whole = open_distances(sweep)[:, :]
-    (sweep / "analysis" / "distances.zarr" / "zarr.json").unlink()
-    monkeypatch.setattr(blocks, "OPERANDS", 40 * 4 * 7)
-    stages.distances(sweep)
-    assert open_distances(sweep)[:, :] == pytest.approx(whole, abs=1e-6)
 
 
 def test_unchanged_stages_are_skipped_and_say_so(analysed):
@@ -170,7 +161,7 @@ def test_a_sweep_of_two_snapshots_is_analysed_and_drawn(tmp_path, write_trial):
     stages.distances(tmp_path)
     stages.embed(tmp_path)
     stages.report(tmp_path)
-    assert len(json.loads((tmp_path / "analysis" / "inpca.json").read_text())["eigenvalues"]) == 2
+    assert len(json.loads((tmp_path / "analysis" / "inpca.json").read_text())["eigenvalues"]) == 1
 
 
 def test_a_time_like_axis_is_called_so(analysed):
@@ -201,21 +192,23 @@ def test_a_damaged_table_is_made_again(analysed):
     stages.report(analysed)
 
 
-def test_a_failed_analysis_leaves_the_previous_one_as_it_was(analysed):
-    stages.report(analysed)
-    folder = analysed / "analysis"
+def test_a_failed_analysis_leaves_the_previous_one_as_it_was(sweep):
+    stages.distances(sweep, "trial_id != 't3'")
+    stages.embed(sweep)
+    stages.report(sweep)
+    folder = sweep / "analysis"
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    [chunk] = (analysed / "predictions.zarr" / "trials" / "t3").rglob("log_probs/c.*")
+    [chunk] = (sweep / "predictions.zarr" / "trials" / "t3").rglob("log_probs/c.*")
     data = bytearray(chunk.read_bytes())
     data[100] ^= 4
     chunk.write_bytes(data)
     with pytest.raises(StoreError, match="t3"):
-        stages.distances(analysed, "model.name == 'vit'")
+        stages.distances(sweep)
     assert {path: path.read_bytes() for path in before} == before
-    assert list(open_distances(analysed).snapshots["trial_id"].unique()) == ["t0", "t1", "t2", "t3"]
+    assert list(open_distances(sweep).snapshots["trial_id"].unique()) == ["t0", "t1", "t2"]
     said: list[str] = []
-    stages.embed(analysed, say=said.append)
-    stages.report(analysed, say=said.append)
+    stages.embed(sweep, say=said.append)
+    stages.report(sweep, say=said.append)
     assert said == ["inpca: unchanged", "report: unchanged"]
 
 
@@ -244,10 +237,54 @@ def test_the_commands_print_paths_to_stdout_and_messages_to_stderr(sweep):
     assert "left out, diverged: 1 (t8)" in result.stderr
 
 
+def test_trials_may_count_alike_whatever_their_number_of_snapshots(sweep, write_trial):
+    write_trial(sweep, "t4", {"model.name": "cnn", "seed": 9}, n_snapshots=12)
+    stages.distances(sweep)
+    stages.embed(sweep)
+    plain = pd.read_parquet(sweep / "analysis" / "embedding.parquet")
+    result = CliRunner().invoke(app, ["inpca", str(sweep), "--weigh", "trials"])
+    assert result.exit_code == 0, result.output
+    assert "unchanged" not in result.stderr
+    document = json.loads((sweep / "analysis" / "inpca.json").read_text())
+    assert document["provenance"]["parameters"]["weigh"] == "trials"
+    table = pd.read_parquet(sweep / "analysis" / "embedding.parquet")
+    axes = [f"pc{i}" for i in range(1, 11)]
+    means = table.groupby("trial_id")[axes].mean()
+    assert means.mean().abs().max() < 1e-12  # of trials' means, not of snapshots
+    assert plain[axes].mean().abs().max() < 1e-12
+    assert plain.groupby("trial_id")[axes].mean().mean().abs().max() > 1e-3
+    references = pd.read_parquet(sweep / "analysis" / "references.parquet")
+    assert references.loc[1, axes[:3]].to_list() == pytest.approx(
+        table.loc[0, axes[:3]].to_list(), abs=1e-4
+    )
+    stages.report(sweep)
+
+
+def test_axes_that_have_not_converged_are_said(sweep, monkeypatch):
+    stages.distances(sweep)
+    for module, name, value in (
+        (eigenpairs, "DENSE", 0),
+        (eigenpairs, "PASSES", 1),
+        (eigenpairs, "WIDTH", 3),
+        (upper, "RESIDENT", 0),
+    ):
+        monkeypatch.setattr(module, name, value)
+    said: list[str] = []
+    stages.embed(sweep, 2, said.append)
+    assert [line for line in said if "is uncertain by" in line]
+
+
+def test_what_cannot_be_weighed_is_refused(sweep):
+    stages.distances(sweep)
+    with pytest.raises(AnalysisError, match="--weigh: `trial`; trials") as caught:
+        stages.embed(sweep, weigh="trial")
+    assert caught.value.hint == "did you mean `trials`?"
+
+
 def test_too_many_components_are_refused(sweep):
     stages.distances(sweep)
-    with pytest.raises(AnalysisError, match="n_components: `21`; 1 to 20"):
-        stages.embed(sweep, 21)
+    with pytest.raises(AnalysisError, match="n_components: `20`; 1 to 19"):
+        stages.embed(sweep, 20)
 
 
 def test_importing_the_command_line_loads_nothing_heavy():

@@ -83,12 +83,15 @@ def test_a_terminal_that_knows_ascii_alone_is_shown_all_else(locale, tmp_path):
     assert "6 n + 4 is needed: 10, 16, 22, 28, 40, ?" in done.stdout
 
 
+ANALYZE = ("distances", "inpca", "report", "map", "project", "check", "all")
+
+
 def test_every_command_has_help(here, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NO_COLOR", "1")
     commands = ["plan", "launch", "resume", "status", "verify"]
     for command in [
         *commands,
-        *(("analyze", name) for name in ("distances", "inpca", "report", "all")),
+        *(("analyze", name) for name in ANALYZE),
     ]:
         words = [command] if isinstance(command, str) else command
         done = here(*words, "--help")

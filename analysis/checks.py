@@ -1,0 +1,174 @@
+"""Whether the picture depends on the distance, and how much on the samples; on some snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.ahead import Rows
+from analysis.landmarks import choose
+from analysis.places import artifacts
+from analysis.provenance import provenance, read_document, write_document
+from analysis.resampling import (
+    AXES,
+    Distances,
+    agreement,
+    measure,
+    resampled_stress,
+    stratified_counts,
+    stress,
+)
+from analysis.select import Selection, select
+from analysis.stages import Say, alone, summary
+from analysis.union import open_union
+from sweeper.errors import AnalysisError, StoreError
+
+SNAPSHOTS, RESAMPLES = 300, 100
+CHECKS = "checks.json"
+_SHOWN = (1, 2, 3, 10)  # axes
+_AT_ONCE = 1 << 24  # coefficients, or predictions, in float64
+
+
+def check(
+    folder: Path,
+    where: str | None = None,
+    exclude_untrained: bool = False,
+    n_snapshots: int = SNAPSHOTS,
+    n_resamples: int = RESAMPLES,
+    say: Say = lambda message: None,
+    places: Sequence[str] = (),
+) -> list[Path]:
+    """Compare distances and resample the test set, on snapshots chosen evenly at random.
+
+    Writes `checks.json` and says what is in it: explained stress with its standard error, the
+    relative standard error of distances, and what the Hellinger distance and symmetrised KL make
+    of the same snapshots (`analysis.resampling`).
+
+    Parameters
+    ----------
+    n_snapshots : more than 3; all where there are fewer. n_resamples : at least 2.
+    places : where the trials are, see `open_union`; by default the folder itself.
+
+    Raises
+    ------
+    SweeperError : as in `analysis.stages.distances`, or a number is too small.
+    """
+    if n_snapshots <= AXES:
+        raise AnalysisError("--snapshots", f"`{n_snapshots}`", f"more than {AXES}")
+    if n_resamples < 2:
+        raise AnalysisError("--resamples", f"`{n_resamples}`", "2 or more")
+    with alone(folder):
+        selection = select(open_union(places or [folder], say), where, exclude_untrained)
+        for line in summary(selection):
+            say(line)
+        if len(selection.rows) <= AXES:
+            found = f"{len(selection.rows)} snapshots"
+            raise AnalysisError(str(folder), found, f"more than {AXES}")
+        path = artifacts(folder) / CHECKS
+        about = _about(selection, folder, n_snapshots, n_resamples)
+        if _is_of(path, about):
+            say("checks: unchanged")
+        else:
+            write_document(path, _results(selection, n_snapshots, n_resamples), about)
+        for line in _told(read_document(path)):
+            say(line)
+        return [path]
+
+
+def _about(
+    selection: Selection, folder: Path, n_snapshots: int, n_resamples: int
+) -> dict[str, Any]:
+    trial_id, home = next(iter(selection.homes.items()))
+    return provenance(
+        "checks",
+        {
+            "digests": selection.digests,
+            "sample_set": home.store.sample_set(selection.split, trial_id),
+        },
+        {
+            "where": selection.where,
+            "exclude_untrained": selection.exclude_untrained,
+            "split": selection.split,
+            "n_snapshots": n_snapshots,
+            "n_resamples": n_resamples,
+        },
+        selection.left_out,
+        selection.places(folder),
+    )
+
+
+def _is_of(path: Path, about: dict[str, Any]) -> bool:
+    try:
+        return bool(read_document(path)["provenance"]["fingerprint"] == about["fingerprint"])
+    except StoreError:
+        return False
+
+
+def _results(selection: Selection, n_snapshots: int, n_resamples: int) -> dict[str, Any]:
+    trial_id, home = next(iter(selection.homes.items()))
+    shape = n_samples, n_classes = home.store.shape(selection.split, trial_id)
+    chosen = selection.rows.iloc[choose(len(selection.rows), n_snapshots)]
+    homes = {trial_id: home.store.location for trial_id, home in selection.homes.items()}
+    step = max(1, _AT_ONCE // (len(chosen) * max(len(chosen), n_classes)))
+    labels = home.store.labels(selection.split, trial_id)
+    found = measure(
+        Rows(homes, chosen, selection.split).runs(shape, step, 1),
+        stratified_counts(labels, n_resamples),
+    )
+    n_axes = min(max(_SHOWN), len(chosen) - 1)
+    return {
+        "n_snapshots": len(chosen),
+        "n_samples": n_samples,
+        "distances": _scatter(found),
+        "explained_stress": {
+            "bhattacharyya": stress(found.bhattacharyya, n_axes).tolist(),
+            "standard_error": resampled_stress(found, n_axes).std(axis=0, ddof=1).tolist(),
+            "hellinger": stress(found.hellinger, n_axes).tolist(),
+            "symmetrised_kl": stress(found.symmetrised_kl, n_axes).tolist(),
+        },
+        "agreement": {
+            name: dict(zip(("rank_correlation", "first_axes"), agreement(*pair), strict=True))
+            for name, pair in (
+                ("hellinger", (found.bhattacharyya, found.hellinger)),
+                ("symmetrised_kl", (found.bhattacharyya, found.symmetrised_kl)),
+            )
+        },
+    }
+
+
+def _scatter(found: Distances) -> dict[str, float]:
+    """Standard errors of the distances that are not zero, relative to them."""
+    d = found.bhattacharyya[np.triu_indices(len(found.bhattacharyya), 1)]
+    relative = found.standard_errors()[d > 0] / d[d > 0]
+    return {
+        "relative_standard_error": float(np.median(relative)),
+        "relative_standard_error_95": float(np.quantile(relative, 0.95)),
+    }
+
+
+def _told(results: dict[str, Any]) -> list[str]:
+    """The results as lines of a table."""
+    explained, scatter = results["explained_stress"], results["distances"]
+    shown = [k for k in _SHOWN if k <= len(explained["bhattacharyya"])]
+    errors = [explained["standard_error"][k - 1] for k in shown]
+    lines = [
+        f"{results['n_snapshots']} snapshots, {results['n_samples']:,} samples: a distance is "
+        f"known to {scatter['relative_standard_error']:.1%} (95 % of them to "
+        f"{scatter['relative_standard_error_95']:.1%})",
+        "explained stress, axes  " + "".join(f"{k:>16}" for k in shown),
+    ]
+    for name in ("bhattacharyya", "hellinger", "symmetrised_kl"):
+        values = [explained[name][k - 1] for k in shown]
+        cells = [f"{v:.3f}" for v in values]
+        if name == "bhattacharyya":
+            cells = [f"{v:.3f} ± {e:.3f}" for v, e in zip(values, errors, strict=True)]
+        lines.append(f"  {name.replace('_', ' '):22}" + "".join(f"{cell:>16}" for cell in cells))
+    for name, alike in results["agreement"].items():
+        lines.append(
+            f"{name.replace('_', ' ')}: same order of distances {alike['rank_correlation']:.3f}, "
+            f"same first {AXES} axes {alike['first_axes']:.3f}"
+        )
+    return lines
