@@ -31,7 +31,16 @@ def clock(monkeypatch):
     return Clock
 
 
+@pytest.fixture
+def heeded():
+    """SIGHUP, though `nohup` may have these tests ignore it, which a sweep would respect."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", DRAINING)
+@pytest.mark.usefixtures("heeded")
 def test_a_signal_asks_to_stop_for_good(request_file, number):
     with stopping(request_file, None) as stop:
         assert not stop.is_set()

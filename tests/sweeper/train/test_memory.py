@@ -44,12 +44,13 @@ else:
 
 
 def faults(*arguments, **environment):
+    inherited = {k: v for k, v in os.environ.items() if k not in MALLOC_SETTINGS}  # of a driver
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, **environment},
+        env={**inherited, **environment},
     )
     return int(found.stdout)
 
