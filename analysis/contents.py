@@ -117,9 +117,8 @@ def read_embedding(
 
     Raises
     ------
-    AnalysisError : there is no embedding, or it is of other distances than are there, or of an
-        earlier version.
-    StoreError : an artifact is damaged.
+    AnalysisError : there is no embedding, or it is of other distances than are there.
+    StoreError : an artifact is damaged, or of an earlier version.
     """
     hint = f"run `sweeper analyze inpca {directory}` first"
     if not (folder / "inpca.json").exists():
@@ -129,8 +128,6 @@ def read_embedding(
     (embedding, of_points), (references, of_references) = (
         read_table(folder / f"{name}.parquet") for name in ("embedding", "references")
     )
-    if "weigh" not in embedded["parameters"]:
-        raise AnalysisError(str(directory), "an embedding of an earlier version", hint=hint)
     made = {item["fingerprint"] for item in (embedded, of_points, of_references)}
     if made != {embedded["fingerprint"]} or not _is_current(folder, embedded):
         raise AnalysisError(str(directory), "the embedding is not of the distances here", hint=hint)

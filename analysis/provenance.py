@@ -88,8 +88,9 @@ def _hash(table: pd.DataFrame, about: Mapping[str, Any]) -> bytes:
 
 
 def write_document(path: Path, content: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Replace a JSON file atomically; its provenance is the member `provenance`."""
+    """Replace a JSON file atomically, with its `provenance` and the `sha256` of both."""
     document = {**content, "provenance": dict(about)}
+    document["sha256"] = _hash_of(document)
     write_atomically(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
@@ -101,8 +102,17 @@ def read_document(path: Path) -> dict[str, Any]:
     StoreError : it is absent, damaged, or something else.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = dict(json.loads(path.read_bytes()))
+        if "sha256" not in found:
+            raise ValueError("no checksum: of an earlier version, or something else")
+        if found.pop("sha256") != _hash_of(found):
+            raise ValueError("its checksum does not match")
         return {**found, "provenance": dict(found["provenance"])}
     except (OSError, KeyError, TypeError, ValueError) as error:
         missing = "absent" if isinstance(error, FileNotFoundError) else f"unreadable ({error})"
         raise StoreError(str(path), missing, hint=_AGAIN) from error
+
+
+def _hash_of(document: Mapping[str, Any]) -> str:
+    """SHA-256 over keys and values, whatever the layout of the file."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -62,6 +62,14 @@ def test_a_document_comes_back_with_its_provenance(tmp_path):
     assert read_document(tmp_path / "a.json") == {"bound": 0.5, "provenance": about()}
 
 
+def test_a_number_that_was_changed_is_seen(tmp_path):
+    path = tmp_path / "a.json"
+    write_document(path, {"bound": 0.5}, about())
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(StoreError, match="its checksum does not match"):
+        read_document(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"provenance": 3}'])
 def test_what_is_no_artifact_is_refused(tmp_path, content):
     for name, read in (("a.json", read_document), ("a.parquet", read_table)):
