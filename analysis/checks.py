@@ -11,7 +11,7 @@ import numpy as np
 from analysis.ahead import Rows
 from analysis.landmarks import choose
 from analysis.places import artifacts
-from analysis.provenance import provenance, read_document, write_document
+from analysis.provenance import are_of, provenance, read_document, write_document
 from analysis.resampling import (
     AXES,
     Distances,
@@ -24,7 +24,7 @@ from analysis.resampling import (
 from analysis.select import Selection, select
 from analysis.stages import Say, alone, summary
 from analysis.union import open_union
-from sweeper.errors import AnalysisError, StoreError
+from sweeper.errors import AnalysisError
 
 SNAPSHOTS, RESAMPLES = 300, 100
 CHECKS = "checks.json"
@@ -69,7 +69,7 @@ def check(
             raise AnalysisError(str(folder), found, f"more than {AXES}")
         path = artifacts(folder) / CHECKS
         about = _about(selection, folder, n_snapshots, n_resamples)
-        if _is_of(path, about):
+        if are_of(about, documents=[path]):
             say("checks: unchanged")
         else:
             write_document(path, _results(selection, n_snapshots, n_resamples), about)
@@ -81,12 +81,12 @@ def check(
 def _about(
     selection: Selection, folder: Path, n_snapshots: int, n_resamples: int
 ) -> dict[str, Any]:
-    trial_id, home = next(iter(selection.homes.items()))
+    trial_id, store = selection.example
     return provenance(
         "checks",
         {
             "digests": selection.digests,
-            "sample_set": home.store.sample_set(selection.split, trial_id),
+            "sample_set": store.sample_set(selection.split, trial_id),
         },
         {
             "where": selection.where,
@@ -100,20 +100,13 @@ def _about(
     )
 
 
-def _is_of(path: Path, about: dict[str, Any]) -> bool:
-    try:
-        return bool(read_document(path)["provenance"]["fingerprint"] == about["fingerprint"])
-    except StoreError:
-        return False
-
-
 def _results(selection: Selection, n_snapshots: int, n_resamples: int) -> dict[str, Any]:
-    trial_id, home = next(iter(selection.homes.items()))
-    shape = n_samples, n_classes = home.store.shape(selection.split, trial_id)
+    trial_id, store = selection.example
+    shape = n_samples, n_classes = store.shape(selection.split, trial_id)
     chosen = selection.rows.iloc[choose(len(selection.rows), n_snapshots)]
     homes = {trial_id: home.store.location for trial_id, home in selection.homes.items()}
     step = max(1, _AT_ONCE // (len(chosen) * max(len(chosen), n_classes)))
-    labels = home.store.labels(selection.split, trial_id)
+    labels = store.labels(selection.split, trial_id)
     found = measure(
         Rows(homes, chosen, selection.split).runs(shape, step, 1),
         stratified_counts(labels, n_resamples),

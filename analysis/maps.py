@@ -16,7 +16,7 @@ from analysis.contents import read_embedding
 from analysis.landmarks import Landmarks, Rows, choose, distances_to
 from analysis.map_file import FORMAT, Map, read_map, write_map
 from analysis.places import artifacts, asked
-from analysis.provenance import provenance, read_table, write_table
+from analysis.provenance import are_of, provenance, write_table
 from analysis.select import Selection, select
 from analysis.stages import Say, alone, summary, weights_of, with_axes
 from analysis.tiles import open_distances
@@ -155,7 +155,7 @@ def project(
             "projection", inputs, parameters, selection.left_out, selection.places(folder)
         )
         path = artifacts(folder) / PROJECTION
-        if _has(path, about):
+        if are_of(about, tables=[path]):
             say("projection: unchanged")
             return [path]
         x, misfit = _joined(map(found.landmarks.place, _distances(found, selection)))
@@ -178,13 +178,6 @@ def _is_of(path: Path, about: dict[str, Any]) -> bool:
     except StoreError:
         return False
     return bool(found["fingerprint"] == about["fingerprint"])
-
-
-def _has(path: Path, about: dict[str, Any]) -> bool:
-    try:
-        return bool(read_table(path)[1]["fingerprint"] == about["fingerprint"])
-    except StoreError:
-        return False
 
 
 def _check_size(what: str, n_landmarks: int, bytes_each: int) -> None:
@@ -225,11 +218,11 @@ def _predictions(
 
 
 def _check_samples(map_path: Path, place: str, found: Map, selection: Selection) -> None:
-    trial_id, home = next(iter(selection.homes.items()))
+    trial_id, store = selection.example
     names = tuple(found.about["class_names"])
-    if home.store.class_names(trial_id) != names:
+    if store.class_names(trial_id) != names:
         what, allowed = "classes", f"those of `{map_path}`: {', '.join(names[:5])} …"
-    elif home.store.sample_set(found.about["split"], trial_id) != found.about["sample_set"]:
+    elif store.sample_set(found.about["split"], trial_id) != found.about["sample_set"]:
         what, allowed = "samples", f"the {found.log_probs.shape[1]} of `{map_path}`, in their order"
     else:
         return

@@ -116,3 +116,15 @@ def read_document(path: Path) -> dict[str, Any]:
 def _hash_of(document: Mapping[str, Any]) -> str:
     """SHA-256 over keys and values, whatever the layout of the file."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def are_of(
+    about: Mapping[str, Any], tables: Sequence[Path] = (), documents: Sequence[Path] = ()
+) -> bool:
+    """Whether all these artifacts are there, whole, and of this provenance."""
+    try:
+        found = [read_table(path)[1] for path in tables]
+        found += [read_document(path)["provenance"] for path in documents]
+    except StoreError:
+        return False
+    return all(item["fingerprint"] == about["fingerprint"] for item in found)

@@ -67,6 +67,12 @@ class Selection:
         reasons = self.trials["left_out"].dropna()
         return {str(reason): sorted(ids.index) for reason, ids in reasons.groupby(reasons)}
 
+    @property
+    def example(self) -> tuple[str, Store]:
+        """A trial and its store: samples and classes are those of all, which `select` has seen."""
+        trial_id, home = next(iter(self.homes.items()))
+        return trial_id, home.store
+
     def places(self, folder: Path) -> list[dict[str, Any]]:
         """Where trials are, from a folder on: a record of JSON values for each source.
 

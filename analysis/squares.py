@@ -83,8 +83,7 @@ class Layout:
     ) -> None:
         self.tiling, self.reusable = tiling, reusable
         known = np.zeros(tiling.M, bool) if known is None else known
-        n_tiles = -(-tiling.M // tiling.tile)
-        self.groups = [tuple(self._groups(tiling.span(i), known)) for i in range(n_tiles)]
+        self.groups = [tuple(self._groups(tiling.span(i), known)) for i in range(tiling.n)]
 
     def _groups(self, span: slice, known: Array) -> Iterator[Group]:
         for is_known in (False, True):

@@ -31,11 +31,11 @@ from analysis.inpca import COMPONENTS, InPCA, inpca
 from analysis.lock import locked
 from analysis.memory import budget
 from analysis.places import artifacts
-from analysis.provenance import provenance, read_document, read_table, write_document, write_table
+from analysis.provenance import are_of, provenance, write_document, write_table
 from analysis.select import Selection, select
 from analysis.tiles import DISTANCES, TILE, Tiling, open_distances
 from analysis.union import open_union
-from sweeper.errors import AnalysisError, StoreError, nearest
+from sweeper.errors import AnalysisError, nearest
 from sweeper.store import Store
 
 Say = Callable[[str], None]
@@ -146,7 +146,7 @@ def embed(
     )
     tables = [place / "embedding.parquet", place / "references.parquet"]
     document = place / "inpca.json"
-    if _unchanged(about, tables, document):
+    if are_of(about, tables, [document]):
         say("inpca: unchanged")
         return [*tables, document]
     embedding = inpca(D, k, weights_of(D.snapshots, weigh), progress)
@@ -194,8 +194,8 @@ def _anywhere(store: Store) -> str:
 
 def _about(selection: Selection, folder: Path) -> dict[str, Any]:
     """The provenance of the distances of a selection."""
-    trial_id, home = next(iter(selection.homes.items()))
-    n_samples, n_classes = home.store.shape(selection.split, trial_id)
+    trial_id, store = selection.example
+    n_samples, n_classes = store.shape(selection.split, trial_id)
     return provenance(
         "distances",
         {
@@ -203,7 +203,7 @@ def _about(selection: Selection, folder: Path) -> dict[str, Any]:
             "snapshots": {
                 str(t): int(n) for t, n in selection.rows.groupby("trial_id").size().items()
             },
-            "sample_set": home.store.sample_set(selection.split, trial_id),
+            "sample_set": store.sample_set(selection.split, trial_id),
         },
         {
             "where": selection.where,
@@ -231,16 +231,6 @@ def summary(selection: Selection) -> list[str]:
 def _counted(trial_ids: Sequence[str]) -> str:
     more = f" and {len(trial_ids) - 3} more" if len(trial_ids) > 3 else ""
     return f"{len(trial_ids)} ({', '.join(trial_ids[:3])}{more})"
-
-
-def _unchanged(about: dict[str, Any], tables: list[Path], document: Path) -> bool:
-    """Whether all these artifacts are there, whole, and of this provenance."""
-    try:
-        found = [read_table(path)[1] for path in tables]
-        found.append(read_document(document)["provenance"])
-    except StoreError:
-        return False
-    return all(item["fingerprint"] == about["fingerprint"] for item in found)
 
 
 def weights_of(snapshots: pd.DataFrame, weigh: str | None) -> pd.Series[float] | None:

@@ -36,8 +36,8 @@ from analysis.bhattacharyya.kernel import (
     Work,
     after,
     to_distances,
+    tolerance,
 )
-from analysis.bhattacharyya.kernel import tolerance as tolerance_of
 
 MIN_SAMPLES = 8192  # from which on the operands' rounding averages out below 1e-7
 CAPABILITY = (8, 0)  # from which on tensor cores multiply bfloat16
@@ -110,7 +110,7 @@ class Gpu:
 
     def pack(self, log_p: torch.Tensor, before: Packed | None = None) -> Packed:
         """See `Kernel`."""
-        operand = pack(log_p, self._device, tolerance_of(log_p))
+        operand = pack(log_p, self._device)
         own = torch.zeros(len(log_p), dtype=torch.float64, device=self._device)
         for part in _launches(operand):
             accumulate_own(own, part)
@@ -159,12 +159,12 @@ def _chunks(n_classes: int) -> tuple[int, int]:
     return chunk, n_classes // chunk + 1
 
 
-def pack(log_p: torch.Tensor, device: torch.device, tolerance: float = math.inf) -> Operand:
+def pack(log_p: torch.Tensor, device: torch.device) -> Operand:
     """The operand of (n, n_samples, n_classes) log-probabilities, normalised.
 
     Raises
     ------
-    NotDistributionsError : some row's probabilities do not sum to 1 within `tolerance`.
+    NotDistributionsError : some row's probabilities do not sum to 1.
     """
     n, n_samples, n_classes = log_p.shape
     chunk, n_chunks = _chunks(n_classes)
@@ -182,7 +182,7 @@ def pack(log_p: torch.Tensor, device: torch.device, tolerance: float = math.inf)
         s /= norms
         sums = norms[..., 0].double().square_()
         log_sums += sums.log().sum(0)
-        n_right += ((sums - 1).abs_() <= tolerance).sum()
+        n_right += ((sums - 1).abs_() <= tolerance(log_p)).sum()
         for i in range(n_chunks):
             of_chunk = s[..., i * chunk : (i + 1) * chunk]
             hi = of_chunk.to(_DTYPE)
