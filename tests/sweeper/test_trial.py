@@ -7,7 +7,9 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from sweeper import trial as trial_module
 from sweeper.attempt import Order, Outcome, Progress
@@ -243,7 +245,8 @@ def test_what_was_recorded_is_what_the_metrics_say(tmp_path: Path):
     assert loss == pytest.approx(table["test_loss"].to_numpy(), rel=1e-3)
 
 
-def test_progress_tells_where_an_attempt_starts(tmp_path: Path):
+def test_progress_tells_where_an_attempt_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     order, told = order_in(tmp_path), []
     run(order, 7)
     run_attempt(order, lambda: False, told.append)
@@ -314,3 +317,16 @@ def with_corner(order: Order, **corner: float) -> Order:
     flat = dict(order.config) | {f"init.corner.{key}": value for key, value in corner.items()}
     config = TrialConfig.from_flat(flat)
     return dataclasses.replace(order, trial_id=config.trial_id, config=config.to_flat())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("per_gpu", [1, 2])
+def test_on_a_gpu_a_trial_is_drained_goes_on_and_is_recorded(tmp_path: Path, per_gpu: int):
+    order = dataclasses.replace(order_in(tmp_path), per_gpu=per_gpu)
+    assert run(order, 5).state == "stopped"
+    outcome = run(order)
+    assert outcome.state == "complete"
+    assert starts(order)[-1] > 0
+    assert " (cuda:" in log_of(order).read_text()
+    assert np.isfinite(open_store(tmp_path).log_probs(order.trial_id, "test")).all()
