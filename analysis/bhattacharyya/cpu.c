@@ -24,6 +24,7 @@ enum {
     GROUP = 4,           /* coefficients in a product; 2^124 · (2^-60)^4 is a normal float still */
     SCALE = 127 + 124,   /* biased exponent that a product starts with */
     FLOOR = 127 - 60,    /* biased exponent of the smallest coefficient */
+    LOW = SCALE - 60 + 2, /* above that of any product of which one coefficient is smaller */
     CHUNK = 32,          /* classes summed at once: rounding grows with the length of a sum */
     BLOCK = 1280,        /* classes × samples of a panel that the second-level cache holds twice */
     SPREAD = 320         /* those that the first-level cache holds once */
@@ -101,12 +102,16 @@ INLINE TARGET static void FOR_LANES(multiply)(const float *p, const float *q, co
 }
 
 /* Add Σ ln max(floor, Σ √(p q)) over samples and classes to `L`, whose rows are `ld` apart.
+ *
+ * Unless it is `floored`, coefficients are not compared with the floor, and nothing is added and 1
+ * returned where one may be below it: where the product of some, all of them 1 at most, is.
  * Whether there are several `chunks` of classes is known when this is compiled, since sums that
  * are not needed would take registers. */
-INLINE TARGET static void FOR_LANES(tile)(const float *p, const float *q, const float *r,
-                                          int64_t n_samples, int64_t n_classes, int chunks,
-                                          double *L, int64_t ld)
+INLINE TARGET static int FOR_LANES(tile)(const float *p, const float *q, const float *r,
+                                         int64_t n_samples, int64_t n_classes, int chunks,
+                                         int floored, double *L, int64_t ld)
 {
+    ints low = {0}; /* negative where a product was below the floor */
     floats product[ROWS][2];
     ints exponent[ROWS][2];
     int32_t bias = 0;
@@ -135,7 +140,8 @@ INLINE TARGET static void FOR_LANES(tile)(const float *p, const float *q, const 
 #pragma GCC unroll 2
                 for (int k = 0; k < 2; k++) {
                     /* Floats that are not negative are in the order of their bits. */
-                    product[i][k] *= (floats)LARGER((ints)sum[i][k], (ints){0} + (FLOOR << 23));
+                    const ints floor = (ints){0} + (FLOOR << 23);
+                    product[i][k] *= floored ? (floats)LARGER((ints)sum[i][k], floor) : sum[i][k];
                 }
         }
 #pragma GCC unroll 8
@@ -143,10 +149,15 @@ INLINE TARGET static void FOR_LANES(tile)(const float *p, const float *q, const 
 #pragma GCC unroll 2
             for (int k = 0; k < 2; k++) {
                 const ints bits = (ints)product[i][k];
+                if (!floored)
+                    low |= bits - (LOW << 23);
                 exponent[i][k] += bits >> 23;
                 product[i][k] = (floats)((bits & 0x7fffff) | SCALE << 23);
             }
     }
+    for (int j = 0; j < LANES; j++)
+        if (low[j] < 0)
+            return 1;
     for (int i = 0; i < ROWS; i++)
         for (int k = 0; k < 2; k++) {
             /* ln m of m in [√½, √2) by the series of artanh, to 1e-7. */
@@ -160,6 +171,7 @@ INLINE TARGET static void FOR_LANES(tile)(const float *p, const float *q, const 
             for (int j = 0; j < LANES; j++)
                 sums[j] += twos[j] * 0.693147180559945309 + ln[j];
         }
+    return 0;
 }
 
 /* Add to `L` the sums of the rows and columns from `top`, `left` up to `bottom`, `right`, which
@@ -170,6 +182,7 @@ TARGET void FOR_LANES(accumulate)(const float *p, const float *q, int64_t n_samp
                                   int64_t right, int upper, double *L, int64_t ld)
 {
     const int64_t panel = n_samples * n_classes, step = run_of(BLOCK, n_classes);
+    int low = 0; /* whether a coefficient was: where one is, others are likely to be */
     for (int64_t n = 0; n < n_samples; n += step) {
         const int64_t n_run = at_most(step, n_samples - n);
         for (int64_t j = left; j < right; j += 2 * LANES) {
@@ -178,10 +191,16 @@ TARGET void FOR_LANES(accumulate)(const float *p, const float *q, int64_t n_samp
             const float *b = q + (k / WIDTH * panel + n * n_classes) * WIDTH + k % WIDTH;
             for (int64_t i = top; i < end; i += ROWS) {
                 const float *row = p + (i / WIDTH * panel + n * n_classes) * WIDTH + i % WIDTH;
-                if (n_classes > CHUNK)
-                    FOR_LANES(tile)(row, a, b, n_run, n_classes, 1, L + i * ld + j, ld);
-                else
-                    FOR_LANES(tile)(row, a, b, n_run, n_classes, 0, L + i * ld + j, ld);
+                double *sums = L + i * ld + j;
+                if (n_classes > CHUNK) {
+                    low = low || FOR_LANES(tile)(row, a, b, n_run, n_classes, 1, 0, sums, ld);
+                    if (low)
+                        FOR_LANES(tile)(row, a, b, n_run, n_classes, 1, 1, sums, ld);
+                } else {
+                    low = low || FOR_LANES(tile)(row, a, b, n_run, n_classes, 0, 0, sums, ld);
+                    if (low)
+                        FOR_LANES(tile)(row, a, b, n_run, n_classes, 0, 1, sums, ld);
+                }
             }
         }
     }

@@ -125,6 +125,16 @@ def test_disjoint_supports_are_infinite_in_the_reference_and_floored_in_a_kernel
 
 
 @pytest.mark.parametrize("kernel", FLOORED)
+@pytest.mark.parametrize("n_samples", [5, 400])
+@pytest.mark.parametrize("factor", [0.6, 0.99, 1.01, 1.5])
+def test_a_coefficient_near_the_floor_is_cut_off_at_it(kernel, n_samples, factor):
+    tiny = 2 * math.log(factor * COEFFICIENT_FLOOR / 2)  # of two classes
+    p, q = (np.array([[row] * n_samples]) for row in ([0.0, tiny], [tiny, 0.0]))
+    expected = pytest.approx(-math.log(max(factor, 1) * COEFFICIENT_FLOOR), rel=1e-7)
+    assert pairwise(p, q, kernel=kernel)[0, 0] == expected
+
+
+@pytest.mark.parametrize("kernel", FLOORED)
 def test_a_product_of_four_tiny_coefficients_does_not_underflow(kernel):
     p = log_softmax(np.tile([0.0, -75.0], (1, 400, 1)))
     q = log_softmax(np.tile([-75.0, 0.0], (1, 400, 1)))

@@ -180,6 +180,19 @@ def test_how_many_samples_are_packed_at_once_does_not_matter(run, kernel):
 
 
 @pytest.mark.usefixtures("width")
+@pytest.mark.parametrize("n_classes", [3, 40])
+def test_coefficients_below_the_floor_change_no_bit_of_the_others(n_classes):
+    p = predictions(60, 400, n_classes)
+    with_others = p.copy()
+    with_others[7] = with_others[40] = one_hot(np.arange(400) % n_classes, n_classes)
+    with_others[40] = with_others[40, :, ::-1]
+    kept = np.delete(np.arange(60), [7, 40])
+    D = pairwise(with_others, kernel="cpu")
+    assert D[7, 40] > 20  # samples with disjoint supports
+    assert np.array_equal(D[np.ix_(kept, kept)], pairwise(p[kept], kernel="cpu"))
+
+
+@pytest.mark.usefixtures("width")
 def test_what_is_packed_once_serves_any_rectangle_and_its_memory_another_time(kernel):
     p, q = (torch.from_numpy(predictions(n, 264, 6)).half() for n in (40, 21))
     pairs, both = kernel.sums(40, 21), kernel.sums(40, 40)
