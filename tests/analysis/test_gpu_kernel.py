@@ -37,7 +37,7 @@ from analysis.bhattacharyya.kernel import pairwise
 
 folder = sys.argv[1]
 tile, packed, step, run = map(int, sys.argv[2:])
-gpu._DTYPE, gpu.TILE, gpu._PACKED = torch.float32, tile, packed
+gpu._DTYPE, gpu.ROWS, gpu.COLUMNS, gpu._PACKED = torch.float32, tile, tile, packed
 given = np.load(f"{folder}/given.npz")
 p, q = (torch.from_numpy(given[name]) for name in "pq")
 gpu._STEP = step
@@ -54,9 +54,9 @@ def predictions(
 
 
 def by_formula(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """−(1/N) Σₙ log(Σ_c √(p q) + floor): SciPy, float64, nothing shared with the kernels."""
+    """−(1/N) Σₙ log max(floor, Σ_c √(p q)): SciPy, float64, nothing shared with the kernels."""
     rows = [logsumexp((one.astype(float) + q) / 2, axis=-1) for one in p]
-    return -np.logaddexp(np.stack(rows), np.log(COEFFICIENT_FLOOR)).mean(axis=-1)
+    return -np.maximum(np.stack(rows), np.log(COEFFICIENT_FLOOR)).mean(axis=-1)
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -106,7 +106,7 @@ from analysis.select import select
 from analysis.tiles import Tiling
 from analysis.union import open_union
 
-gpu._DTYPE, gpu.TILE, gpu._STEP = torch.float32, 16, 8
+gpu._DTYPE, gpu.ROWS, gpu.COLUMNS, gpu._STEP = torch.float32, 16, 16, 8
 
 @contextlib.contextmanager
 def kernels(n_samples, n_classes):
@@ -114,7 +114,7 @@ def kernels(n_samples, n_classes):
 
 rows = select(open_union([sys.argv[1]])).rows
 homes = {trial_id: sys.argv[1] for trial_id in rows["trial_id"]}
-source = DistanceBlocks(homes, rows, "test", 1 << 30, kernels=kernels)
+source = DistanceBlocks(homes, rows, "test", lambda: 1 << 30, kernels=kernels)
 fill(Path(sys.argv[2]), source, Tiling(len(rows), 6), {"fingerprint": "one"})
 """
 
@@ -134,6 +134,40 @@ def test_interpreted_two_of_them_share_the_tiles_of_a_store(tmp_path, write_tria
     labels = np.arange(20) % 4
     assert D.references[0] == pytest.approx(to_truth(p, labels), abs=1e-6)
     assert D.references[1] == pytest.approx(to_ignorance(p), abs=1e-6)
+
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from analysis.bhattacharyya import gpu
+
+kernel = gpu._log_coefficients
+names = kernel.arg_names
+arguments = ["*bf16", "*i64", "*i32", "i32", "i32", "i32"]
+for chunk, n_chunks in ((16, 1), (32, 4)):
+    constants = gpu._constants(chunk, n_chunks, False)
+    source = ASTSource(
+        fn=kernel,
+        signature=dict(zip(names, arguments + ["constexpr"] * len(constants))),
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(place,): [["tt.divisibility", 16]] for place in range(3)},
+    )
+    for capability in (86, 90):
+        target = GPUTarget("cuda", capability, 32)
+        made = triton.compile(source, target=target, options={"num_warps": gpu._WARPS})
+        print(made.metadata.shared, made.asm["ptx"].count("cp.async.cg"))
+"""
+
+
+@needs_triton
+def test_compiled_for_any_gpu_it_fits_and_reads_ahead_sixteen_bytes_at_a_time():
+    given = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(given, cwd=ROOT, check=True, capture_output=True, text=True)
+    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(found) == 4
+    assert all(shared <= 99 << 10 for shared, _ in found)  # all that 8.6 and 8.9 give a block
+    assert all(n_copies > 0 for _, n_copies in found)
 
 
 @pytest.fixture
@@ -192,6 +226,15 @@ def test_compiled_disjoint_supports_are_at_the_floor(gpu):
         p, q = np.log([[[1.0, 0.0]], [[0.0, 1.0]]]).repeat(8, axis=1)
     D = on_gpu(gpu, p[None], q[None])
     assert D[0, 0] == pytest.approx(-np.log(COEFFICIENT_FLOOR), rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("factor", [0.6, 1.5])
+def test_compiled_a_coefficient_near_the_floor_is_cut_off_at_it(gpu, factor):
+    tiny = 2 * np.log(factor * COEFFICIENT_FLOOR / 2)  # of two classes
+    p, q = (np.array([[row] * 8]) for row in ([0.0, tiny], [tiny, 0.0]))
+    expected = -np.log(max(factor, 1) * COEFFICIENT_FLOOR)
+    assert on_gpu(gpu, p, q)[0, 0] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.gpu

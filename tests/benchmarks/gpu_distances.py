@@ -85,15 +85,14 @@ def kernel(log_p: torch.Tensor) -> tuple[float, float, float]:
     packing = seconds(lambda: gpu.pack(log_p, device), rounds=1)
     operand = gpu.pack(log_p, device)
     L = torch.zeros(len(log_p), len(log_p), dtype=torch.float64, device=device)
-    own = torch.zeros(len(log_p), dtype=torch.float64, device=device)
 
     def work() -> None:
-        gpu.accumulate(L, operand)
-        gpu.accumulate_own(own, operand)
+        gpu.accumulate([(L, operand, None)])
+        gpu.own_sums(operand)
 
     rounds = 2
     elapsed = seconds(work, rounds)
-    L, own = L[few][:, few] / (rounds + 1), own[few] / (rounds + 1)
+    L, own = L[few][:, few] / (rounds + 1), gpu.own_sums(operand)[few]
     d = (L - (own[:, None] + own[None, :]) / 2) * (-math.log(2) / log_p.shape[1])
     upper = torch.ones_like(d, dtype=torch.bool).triu(1)
     error = ((d - expected).abs() / expected.clamp_min(1))[upper].max()
