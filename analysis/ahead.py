@@ -10,11 +10,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analysis.bhattacharyya import worst_row
 from analysis.tiles import Array
+from sweeper.errors import StoreError
 from sweeper.processors import n_cores
 from sweeper.store import Store, open_store
 from sweeper.store.arrays import as_run
 from sweeper.store.objects import REQUESTS_AT_ONCE
+from sweeper.store.schema import sealed_layout
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,11 @@ class Rows:
         n_samples, n_classes = shape
         todo = list(spans(n_samples, run, step))
         width = max(span.stop - span.first for span in todo)
+        # Memory that the system cannot move is copied to a GPU ten times as fast.
+        pinned = torch.cuda.is_available()
+        shape_of_buffer = (len(self.table), width, n_classes)
         buffers = [
-            torch.empty(len(self.table), width, n_classes, dtype=torch.float16) for _ in todo[:2]
+            torch.empty(shape_of_buffer, dtype=torch.float16, pin_memory=pinned) for _ in todo[:2]
         ]
         threads = REQUESTS_AT_ONCE if any("://" in home for home in stores) else n_cores()
         pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
@@ -112,6 +118,11 @@ class Rows:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def chunks(self, shape: tuple[int, int]) -> dict[str, int]:
+        """Samples of each trial that are decoded together, with all its snapshots."""
+        n_snapshots = self.table.groupby("trial_id").size()
+        return {str(t): sealed_layout((int(n), *shape))[0] for t, n in n_snapshots.items()}
+
     def _homes(self) -> set[str]:
         return {self.homes[str(trial_id)] for trial_id in self.table["trial_id"].unique()}
 
@@ -136,3 +147,20 @@ class Rows:
         samples = slice(span.start, span.stop)
         found = store.log_probs(trial_id, self.split, snapshots, samples, dtype="float16")
         into.numpy()[places, span.start - span.first : span.stop - span.first] = found
+
+
+def no_distribution(log_p: torch.Tensor, samples: slice, table: pd.DataFrame) -> StoreError:
+    """What is wrong with a run of samples that a kernel refused.
+
+    Parameters
+    ----------
+    log_p : (n_rows, n_run, n_classes), of the rows of `table`, which is like that of `Rows`.
+    samples : which ones the run is of.
+    """
+    place, sample, found = worst_row(log_p) or (0, 0, "probabilities that do not sum to 1")
+    row = table.iloc[place]
+    return StoreError(
+        f"trial {row['trial_id']}, snapshot {row['snapshot']}, sample {samples.start + sample}",
+        found,
+        "log-probabilities of a distribution",
+    )

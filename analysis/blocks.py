@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,24 +16,20 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from analysis.ahead import Rows
+from analysis.ahead import Rows, no_distribution
 from analysis.bhattacharyya import (
     Kernel,
     NotDistributionsError,
     Packed,
     local_kernels,
-    worst_row,
 )
 from analysis.squares import Cost, Group, Layout, Part, Piece, Plan, Square, plan
 from analysis.tiles import Tile
-from sweeper.errors import StoreError
 from sweeper.store import open_store
-from sweeper.store.schema import sealed_layout
-
-_SQUARES = 4  # for each of several machines, which are not done at the same time
 
 Float64 = npt.NDArray[np.float64]
 Kernels = Callable[[int, int], contextlib.AbstractContextManager[Sequence[Kernel]]]
+Ask = Callable[[Callable[[], Cost]], Sequence[tuple[str, Cost]]]  # machines, and their answers
 
 
 @dataclass(frozen=True)
@@ -44,45 +41,47 @@ class DistanceBlocks:
     homes : the folder or URL of the store that has a trial, by trial id.
     rows : the snapshots, as `analysis.select.Selection.rows`.
     split : the samples whose predictions are compared.
-    memory : bytes that this may take, on each machine.
-    n_machines : that share the work.
+    memory : gives the bytes that this may take, on the machine that it is called on.
     kernels : gives the kernels to use, by numbers of samples and classes: one a GPU, or one.
+    has_closed_truth : whether the distance to the truth is half the cross-entropy, exactly, as of
+        Bhattacharyya distances; else the truth is a snapshot like others, of ones and zeros.
     """
 
     homes: Mapping[str, str]
     rows: pd.DataFrame
     split: str
-    memory: int
-    n_machines: int = 1
+    memory: Callable[[], int]
     kernels: Kernels = local_kernels
+    has_closed_truth: bool = True
 
-    def plan(self, missing: Sequence[Tile], layout: Layout) -> Plan:
+    def plan(self, missing: Sequence[Tile], layout: Layout, ask: Ask) -> Plan:
         """Squares of all that is missing.
+
+        Whatever the squares and the machines, distances are the same to the bit if all machines
+        have the C kernel, or all the Triton kernel on GPUs of one kind. Else they are within
+        1e-7·max(1, d) of the exact ones, and which bits they have depends on who computes what.
+
+        Parameters
+        ----------
+        ask : calls a function on every machine that is to share the work.
 
         Raises
         ------
-        AnalysisError : not even a tile fits into memory.
+        AnalysisError : not even a tile fits into memory, on any machine.
         """
-        n_samples, n_classes = self._shape()
-        with self.kernels(n_samples, n_classes) as kernels:
-            first, memories = kernels[0], [kernel.memory for kernel in kernels]
-            cost = Cost(
-                memory=self.memory,
-                on_device=min((m for m in memories if m is not None), default=None),
-                n_devices=len(kernels),
-                packed=first.packed_bytes(n_classes),
-                pair=8,
-                rate=first.rate * len(kernels),
-                n_samples=n_samples,
-                n_classes=n_classes,
-                step=min(first.step(n_classes), n_samples),
-                run=max(self._chunks().values()),
-            )
-        at_least = 1 if self.n_machines == 1 else _SQUARES * self.n_machines
-        found = plan(missing, layout, cost, at_least)
+        run = max(self._chunks().values())
+        asked = ask(functools.partial(_cost, self.memory, self.kernels, *self._shape(), run))
+        found = plan(missing, layout, [cost for _, cost in asked])
         often = self._decodes(found, layout)
-        note = f"each snapshot is decoded {'once' if often == 1 else f'{often:.3g} times'}"
-        return dataclasses.replace(found, note=note)
+        notes = [f"each snapshot is decoded {'once' if often == 1 else f'{often:.3g} times'}"]
+        unfit: dict[str, list[str]] = {}
+        for name, cost in asked:
+            if reason := found.unfit(cost):
+                unfit.setdefault(reason, []).append(name)
+        for reason, names in unfit.items():
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            notes.append(f"not used, {reason}: {', '.join(names[:3])}{more}")
+        return dataclasses.replace(found, note="; ".join(notes))
 
     def _decodes(self, found: Plan, layout: Layout) -> float:
         """How often a snapshot's predictions are decoded, on average over all snapshots."""
@@ -122,19 +121,23 @@ class DistanceBlocks:
             kernels = stack.enter_context(self.kernels(*shape))
             shares = [
                 _Share(
-                    kernel, places, n_classes, [(t, pair) for t in part for pair in layout.pairs(t)]
+                    kernel,
+                    places,
+                    n_classes,
+                    [(t, pair) for t in part for pair in layout.pairs(t)],
+                    self.has_closed_truth,
                 )
                 for kernel, part in zip(kernels, _dealt(square, len(kernels)), strict=True)
             ]
             pool = stack.enter_context(ThreadPoolExecutor(len(shares)))
             rows = Rows(self.homes, table, self.split)
-            runs = rows.runs(shape, run, kernels[0].step(n_classes))
+            runs = rows.runs(shape, run, _step(kernels, n_classes))
             for samples, log_p in stack.enter_context(contextlib.closing(runs)):
                 try:
                     added = functools.partial(_Share.add, log_p=log_p, labels=labels[samples])
                     list(pool.map(added, shares))
                 except NotDistributionsError as error:
-                    raise _no_distribution(log_p, samples, table) from error
+                    raise no_distribution(log_p, samples, table) from error
                 yield samples.stop / n_samples
             for share in shares:
                 yield from share.parts(n_samples)
@@ -146,9 +149,32 @@ class DistanceBlocks:
 
     def _chunks(self) -> dict[str, int]:
         """Samples of each trial that are decoded together, with all its snapshots."""
-        n_snapshots = self.rows.groupby("trial_id").size()
-        shape = self._shape()
-        return {str(t): sealed_layout((int(n), *shape))[0] for t, n in n_snapshots.items()}
+        return Rows(self.homes, self.rows, self.split).chunks(self._shape())
+
+
+def _cost(
+    memory: Callable[[], int], kernels: Kernels, n_samples: int, n_classes: int, run: int
+) -> Cost:
+    """What distances take on this machine; GPUs have equal shares, so the least of them decides."""
+    with kernels(n_samples, n_classes) as found:
+        on_devices = [kernel.memory for kernel in found if kernel.memory is not None]
+        return Cost(
+            memory=memory(),
+            on_device=min(on_devices, default=None),
+            n_devices=len(found),
+            packed=max(kernel.packed_bytes(n_classes) for kernel in found),
+            pair=8,
+            rate=min(kernel.rate for kernel in found) * len(found),
+            n_samples=n_samples,
+            n_classes=n_classes,
+            step=min(_step(found, n_classes), n_samples),
+            run=run,
+        )
+
+
+def _step(kernels: Sequence[Kernel], n_classes: int) -> int:
+    """Samples of which runs are multiples, for all kernels of this machine."""
+    return math.lcm(*(kernel.step(n_classes) for kernel in kernels))
 
 
 class _Share:
@@ -160,30 +186,33 @@ class _Share:
         places: Mapping[Group, slice],
         n_classes: int,
         pairs: list[tuple[Tile, tuple[Group, Group]]],
+        has_closed_truth: bool,
     ) -> None:
         self._kernel, self._places, self._n_classes = kernel, places, n_classes
         self._pairs = [(tile, p, q, kernel.sums(len(p), len(q))) for tile, (p, q) in pairs]
         self._groups = list(dict.fromkeys(group for _, pair in pairs for group in pair))
         self._operands: dict[Group, Packed] = {}
-        # Of each row that is paired with itself: sums with ignorance, and of log p at the truth.
+        # Of each row that is paired with itself: sums with the references that are packed, and of
+        # log p at the truth where that is enough.
         alone = [p for _, (p, q) in pairs if p is q]
-        self._ignorance = {p: kernel.sums(len(p), 1) for p in alone}
-        self._true = {p: np.zeros(len(p)) for p in alone}
-        self._uniform: Packed | None = None
+        self._first = int(has_closed_truth)
+        self._with_references = {p: kernel.sums(len(p), 2 - self._first) for p in alone}
+        self._true = {p: np.zeros(len(p)) for p in alone if has_closed_truth}
+        self._packed: Packed | None = None
 
     def add(self, log_p: torch.Tensor, labels: npt.NDArray[np.int64]) -> None:
         """Add a run of samples, (n_rows, n_run, n_classes)."""
-        kernel, n_run = self._kernel, log_p.shape[1]
+        kernel = self._kernel
         for group in self._groups:
             values = log_p[self._places[group]]
             self._operands[group] = kernel.pack(values, self._operands.get(group))
             if group in self._true:
                 self._true[group] += _at(values, labels)
-        uniform = torch.full((1, n_run, self._n_classes), -float(np.log(self._n_classes)))
-        self._uniform = kernel.pack(uniform, self._uniform)
+        references = _truth_and_ignorance(labels, self._n_classes)[self._first :]
+        self._packed = kernel.pack(references, self._packed)
         kernel.accumulate(
             [(L, self._operands[p], self._operands[q]) for _, p, q, L in self._pairs]
-            + [(L, self._operands[p], self._uniform) for p, L in self._ignorance.items()]
+            + [(L, self._operands[p], self._packed) for p, L in self._with_references.items()]
         )
 
     def parts(self, n_samples: int) -> Iterator[Part]:
@@ -200,11 +229,22 @@ class _Share:
             yield Part(tile, pieces, references)
 
     def _references(self, group: Group, n_samples: int) -> Float64:
-        """In closed form of the truth; ignorance is a snapshot like others."""
-        operand, sums = self._operands[group], self._ignorance[group]
-        assert self._uniform is not None
-        ignorance = self._kernel.distances(sums, operand, self._uniform, n_samples)[:, 0]
-        return np.stack([(operand.log_sums - self._true[group]) / (2 * n_samples), ignorance])
+        """Distances of truth and ignorance, (2, len(group))."""
+        operand, sums = self._operands[group], self._with_references[group]
+        assert self._packed is not None
+        found = self._kernel.distances(sums, operand, self._packed, n_samples).T
+        if group in self._true:
+            truth = (operand.log_sums - self._true[group]) / (2 * n_samples)
+            found = np.concatenate([truth[None], found])
+        return found
+
+
+def _truth_and_ignorance(labels: npt.NDArray[np.int64], n_classes: int) -> torch.Tensor:
+    """Their log-probabilities, (2, n_run, n_classes)."""
+    log_p = torch.full((2, len(labels), n_classes), -math.inf)
+    log_p[0, torch.arange(len(labels)), torch.from_numpy(labels)] = 0.0
+    log_p[1] = -math.log(n_classes)
+    return log_p
 
 
 def _at(values: torch.Tensor, labels: npt.NDArray[np.int64]) -> Float64:
@@ -219,14 +259,3 @@ def _dealt(square: Square, n: int) -> Iterator[Square]:
     """The tiles of a square among so many kernels, neighbours together."""
     bounds = [len(square) * k // n for k in range(n + 1)]
     return (square[a:b] for a, b in itertools.pairwise(bounds))
-
-
-def _no_distribution(log_p: torch.Tensor, samples: slice, table: pd.DataFrame) -> StoreError:
-    """What is wrong with a run of samples that a kernel refused."""
-    place, sample, found = worst_row(log_p) or (0, 0, "probabilities that do not sum to 1")
-    row = table.iloc[place]
-    return StoreError(
-        f"trial {row['trial_id']}, snapshot {row['snapshot']}, sample {samples.start + sample}",
-        found,
-        "log-probabilities of a distribution",
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from analysis.ahead import Rows
+from analysis.bhattacharyya import COEFFICIENT_FLOOR
 from analysis.landmarks import choose
+from analysis.linear import PROBABILITY_FLOOR
+from analysis.memory import budget, size_text
 from analysis.places import artifacts
 from analysis.provenance import are_of, provenance, read_document, write_document
 from analysis.resampling import (
@@ -30,6 +34,8 @@ SNAPSHOTS, RESAMPLES = 300, 100
 CHECKS = "checks.json"
 _SHOWN = (1, 2, 3, 10)  # axes
 _AT_ONCE = 1 << 24  # coefficients, or predictions, in float64
+_MATRICES = 20  # as large as all distances, at most, beside the resampled ones
+_COPIES = 6  # of a run's coefficients and predictions, at most
 
 
 def check(
@@ -40,6 +46,7 @@ def check(
     n_resamples: int = RESAMPLES,
     say: Say = lambda message: None,
     places: Sequence[str] = (),
+    memory: int | None = None,
 ) -> list[Path]:
     """Compare distances and resample the test set, on snapshots chosen evenly at random.
 
@@ -51,10 +58,12 @@ def check(
     ----------
     n_snapshots : more than 3; all where there are fewer. n_resamples : at least 2.
     places : where the trials are, see `open_union`; by default the folder itself.
+    memory : bytes that this process may take; by default half of what is free.
 
     Raises
     ------
-    SweeperError : as in `analysis.stages.distances`, or a number is too small.
+    SweeperError : as in `analysis.stages.distances`, a number is too small, or one is too large for
+        the memory.
     """
     if n_snapshots <= AXES:
         raise AnalysisError("--snapshots", f"`{n_snapshots}`", f"more than {AXES}")
@@ -72,7 +81,8 @@ def check(
         if are_of(about, documents=[path]):
             say("checks: unchanged")
         else:
-            write_document(path, _results(selection, n_snapshots, n_resamples), about)
+            results = _results(selection, n_snapshots, n_resamples, budget(memory))
+            write_document(path, results, about)
         for line in _told(read_document(path)):
             say(line)
         return [path]
@@ -94,18 +104,22 @@ def _about(
             "split": selection.split,
             "n_snapshots": n_snapshots,
             "n_resamples": n_resamples,
+            "coefficient_floor": COEFFICIENT_FLOOR,
+            "probability_floor": PROBABILITY_FLOOR,
         },
         selection.left_out,
         selection.places(folder),
     )
 
 
-def _results(selection: Selection, n_snapshots: int, n_resamples: int) -> dict[str, Any]:
+def _results(
+    selection: Selection, n_snapshots: int, n_resamples: int, memory: int
+) -> dict[str, Any]:
     trial_id, store = selection.example
     shape = n_samples, n_classes = store.shape(selection.split, trial_id)
     chosen = selection.rows.iloc[choose(len(selection.rows), n_snapshots)]
     homes = {trial_id: home.store.location for trial_id, home in selection.homes.items()}
-    step = max(1, _AT_ONCE // (len(chosen) * max(len(chosen), n_classes)))
+    step = _samples_at_once(len(chosen), n_resamples, n_classes, memory)
     labels = store.labels(selection.split, trial_id)
     found = measure(
         Rows(homes, chosen, selection.split).runs(shape, step, 1),
@@ -130,6 +144,29 @@ def _results(selection: Selection, n_snapshots: int, n_resamples: int) -> dict[s
             )
         },
     }
+
+
+def _samples_at_once(m: int, n_resamples: int, n_classes: int, memory: int) -> int:
+    """Of m snapshots; refuses those whose pairs do not fit into memory."""
+
+    def kept(m: int) -> int:
+        # Of every resampled set its pairs, twice, and square matrices.
+        return 8 * m * m * (n_resamples + _MATRICES)
+
+    def of_sample(m: int) -> int:
+        return 8 * m * _COPIES * (m + n_classes)
+
+    fitting = (memory - kept(m)) // of_sample(m)
+    if fitting > 0:
+        return min(fitting, max(1, _AT_ONCE // (m * max(m, n_classes))))
+    sizes = [size_text(max(0, n_bytes)) for n_bytes in (kept(m) + of_sample(m), memory)]
+    most = bisect.bisect_right(range(m), memory, key=lambda m: kept(m) + of_sample(m)) - 1
+    raise AnalysisError(
+        "--snapshots",
+        f"`{m}` take {sizes[0]} with {n_resamples} resamples, {sizes[1]} are left",
+        f"up to {most}" if most > AXES else "",
+        "fewer `--resamples` take less, or give more `--memory`",
+    )
 
 
 def _scatter(found: Distances) -> dict[str, float]:

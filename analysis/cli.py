@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -60,6 +61,14 @@ Memory = Annotated[
         help="What may be taken for distances, e.g. 8GiB. Default: half of what is free.",
     ),
 ]
+Kind = Annotated[
+    str,
+    typer.Option(
+        "--distance",
+        metavar="NAME",
+        help="`bhattacharyya`, `hellinger` or `symmetrised-kl`; the last two need `--out`.",
+    ),
+]
 Components = Annotated[
     int | None, typer.Option(metavar="K", help="Axes to keep (default: 10).", show_default=False)
 ]
@@ -97,19 +106,32 @@ def distances(
     exclude_untrained: ExcludeUntrained = False,
     memory: Memory = None,
     address: Address = None,
+    distance: Kind = "bhattacharyya",
 ) -> None:
     """Compute the distances between all snapshots of the complete trials."""
+    _distances(context, directories, out, where, exclude_untrained, memory, address, distance)
+
+
+def _distances(
+    context: typer.Context,
+    directories: list[str],
+    out: str | None,
+    where: str | None,
+    exclude_untrained: bool,
+    memory: str | None,
+    address: str | None,
+    distance: str,
+    components: int | None = None,
+) -> None:
     from analysis import stages
-    from analysis.memory import parse_size
     from analysis.places import asked
 
-    n_bytes = None if memory is None else parse_size(memory, "--memory")
-    folder, places = asked(directories, out)
+    n_bytes = _bytes(memory)
+    folder, places = asked(directories, out, distance)
     progress = _Progress("distances")
+    compute = functools.partial(stages.distances, distance=distance, n_components=components)
     with _spread(context, address) as shared:
-        paths = stages.distances(
-            folder, where, exclude_untrained, say, progress, places, n_bytes, *shared
-        )
+        paths = compute(folder, where, exclude_untrained, say, progress, places, n_bytes, *shared)
     _print(paths)
 
 
@@ -157,13 +179,17 @@ def check(
     exclude_untrained: ExcludeUntrained = False,
     snapshots: Annotated[int, typer.Option(help="Chosen evenly at random.")] = 300,
     resamples: Annotated[int, typer.Option(help="Test sets drawn from the samples.")] = 100,
+    memory: Memory = None,
 ) -> None:
     """Tell how sure distances and axes are, and what other distances make of them."""
     from analysis import checks
     from analysis.places import asked
 
+    n_bytes = _bytes(memory)
     folder, places = asked(directories, out)
-    _print(checks.check(folder, where, exclude_untrained, snapshots, resamples, say, places))
+    _print(
+        checks.check(folder, where, exclude_untrained, snapshots, resamples, say, places, n_bytes)
+    )
 
 
 @app.command(name="all")
@@ -177,21 +203,30 @@ def all_stages(
     weigh: Weigh = None,
     memory: Memory = None,
     address: Address = None,
+    distance: Kind = "bhattacharyya",
 ) -> None:
     """Run distances, inpca and report; what is unchanged is skipped."""
     from analysis import stages
     from analysis.places import asked
 
-    folder, _ = asked(directories, out)
+    stages.check_asked(components, weigh)
+    folder, _ = asked(directories, out, distance)
     with stages.alone(folder):
-        distances(context, directories, out, where, exclude_untrained, memory, address)
+        options = (where, exclude_untrained, memory, address, distance, components)
+        _distances(context, directories, out, *options)
         inpca(str(folder), components, weigh)
         report(str(folder))
 
 
+def _bytes(memory: str | None) -> int | None:
+    from analysis.memory import parse_size
+
+    return None if memory is None else parse_size(memory, "--memory")
+
+
 @contextlib.contextmanager
 def _spread(context: typer.Context, address: str | None) -> Iterator[tuple[Any, ...]]:
-    """The `map` of a cluster's nodes and their number, or nothing without an address."""
+    """What maps over a cluster's nodes and what asks them, or nothing without an address."""
     if address is None:
         yield ()
         return

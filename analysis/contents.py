@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.distance import Distance, distance_of, kind_of
 from analysis.explained import explained_stress
 from analysis.provenance import provenance, read_document, read_table
 from analysis.select import select
@@ -18,6 +20,10 @@ from analysis.union import open_union
 from sweeper.errors import AnalysisError
 
 _NOT_CONFIG = ("state", "n_snapshots", "digest", "left_out")
+_DRAWING = (
+    *("contents.py", "distance.py", "explained.py", "figures.py", "palette.py", "report.py"),
+    *("page/page.css", "page/page.html", "page/page.js"),
+)
 METRICS = ("test_accuracy", "test_loss", "train_accuracy", "train_loss")
 
 
@@ -43,6 +49,11 @@ class Contents:
     trials: pd.DataFrame
     about: dict[str, Any]
     notes: tuple[str, ...]
+
+    @property
+    def distance(self) -> Distance:
+        """What the embedding is of."""
+        return kind_of(distance_of(self.about))
 
     @property
     def n_components(self) -> int:
@@ -94,7 +105,12 @@ def gather(directory: Path, folder: Path) -> Contents:
     table = selection.trials.to_csv().encode()
     about = provenance(
         "report",
-        {**embedded["inputs"], "inpca": embedded["fingerprint"], "trials": _hash(table)},
+        {
+            **embedded["inputs"],
+            "inpca": embedded["fingerprint"],
+            "trials": _hash(table),
+            "drawn_by": _drawn_by(),
+        },
         asked,
         selection.left_out,
         selection.places(directory),
@@ -137,6 +153,12 @@ def read_embedding(
 def _is_current(folder: Path, embedded: dict[str, Any]) -> bool:
     fingerprint = open_distances(folder / "distances.zarr").about["fingerprint"]
     return bool(embedded["inputs"]["distances"] == fingerprint)
+
+
+def _drawn_by() -> str:
+    """Which drawing code this is: what older code drew is drawn again."""
+    files = resources.files("analysis")
+    return _hash(b"".join((files / name).read_bytes() for name in _DRAWING))
 
 
 def _hash(data: bytes) -> str:

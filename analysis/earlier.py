@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.distance import distance_of
 from analysis.tiles import Array, Distances, Tile, Tiling
 from sweeper.errors import AnalysisError, StoreError
 
-_SAME = ("split", "n_samples", "n_classes", "coefficient_floor")
+_SAME = ("split", "n_samples", "n_classes", "coefficient_floor", "probability_floor")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ def _is_like(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether distances of equal predictions are equal, and rows are named."""
     if not all("snapshots" in about.get("inputs", ()) for about in (old, new)):
         return False
-    return all(
+    return distance_of(old) == distance_of(new) and all(
         old[part].get(name) == new[part].get(name)
         for part, names in (
             ("inputs", ["sample_set"]),

@@ -6,6 +6,7 @@ block Krylov, which reads a matrix on disk at most `PASSES` times.
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -14,10 +15,13 @@ import scipy.linalg
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from analysis.centred import Centred
+from analysis.memory import size_text
 from analysis.upper import Float64
 from sweeper.errors import AnalysisError
+from sweeper.processors import free_memory
 
 DENSE = 1024  # snapshots up to which all eigenpairs are computed, in 3 seconds at most
+FEW = 10  # the share of all pairs up to which ARPACK is the faster
 PAIRS = 64  # eigenpairs that ARPACK computes at least, so that the first ten or so are certified
 PASSES = 9  # over D by block Krylov; L1 needs a tenth
 WIDTH = 32  # vectors of a Krylov block at least: reading a tile then still takes about as long
@@ -61,17 +65,43 @@ class Pairs:
 def largest_pairs(S: Centred, n: int) -> Pairs:
     """At least n pairs.
 
-    All by LAPACK up to 1,024 points, or where n exceeds a quarter of the points; else by ARPACK
+    All by LAPACK up to 1,024 points, or where n exceeds a tenth of the points; else by ARPACK
     (`which="LM"`, to rounding) where S.upper fits into memory, by block Krylov where it does not.
     Deterministic.
 
     Raises
     ------
-    AnalysisError : what `Centred` says of D, or the basis for n pairs would exceed 4 GiB.
+    AnalysisError : what `Centred` says of D, n pairs take more memory than is free, or their
+        Krylov basis more than 4 GiB.
     """
-    if S.M <= DENSE or (S.upper.fits and n > S.M // 4):
-        return _lapack(S, n)
-    return _arpack(S, n) if S.upper.fits else krylov(S, n)
+    if S.M > DENSE and not S.upper.fits:
+        return krylov(S, n)
+    _check_memory(S.M, n)
+    return _lapack(S, n) if _is_dense(S.M, n) else _arpack(S, n)
+
+
+def _is_dense(M: int, n: int) -> bool:
+    """Whether LAPACK finds all pairs sooner than ARPACK finds n."""
+    return M <= DENSE or n > M // FEW
+
+
+def _check_memory(M: int, n: int) -> None:
+    """Refuse what takes more memory than is free."""
+    free, needed = free_memory(), _needed(M, n)
+    if free is None or needed <= free:
+        return
+    found = f"`{n}`, for which {size_text(needed)} are needed and {size_text(free)} are free"
+    most = bisect.bisect_right(range(1, M), free, key=lambda n: _needed(M, n))
+    allowed = f"1 to {most}" if most else f"{size_text(_needed(M, 1))} for one"
+    hint = "use a machine with more memory" + (", or keep fewer axes" if most else "")
+    raise AnalysisError("n_components", found, f"{allowed} of {M} snapshots", hint)
+
+
+def _needed(M: int, n: int) -> int:
+    """Bytes, at most, as measured; D is among them."""
+    if _is_dense(M, n):
+        return 8 * M * 8 * M
+    return 8 * M * (M // 2 + 8 * (n + PAIRS))
 
 
 def _lapack(S: Centred, n: int) -> Pairs:

@@ -6,7 +6,9 @@ import functools
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,23 +32,36 @@ from analysis.tiles import (
 )
 from sweeper.durable import crash_point, remove_partials, sync_folder, write_atomically
 from sweeper.errors import AnalysisError, StoreError
+from sweeper.processors import n_cores
 from sweeper.room import free_room
 
 _SHARED = "put the sweep directory, or the folder that `--out` names, on a shared file system"
 
 Record = dict[str, Any]
 Done = float | Record  # the share of a square that is computed, or what says that a tile is stored
-Map = Callable[[Callable[[Square], Iterable[Done]], Iterable[Square]], Iterable[Iterable[Done]]]
+Task = Callable[[Square], Iterable[Done]]
+Map = Callable[[Task, Iterable[Square], Callable[[Any], str]], Iterable[Iterable[Done]]]
+Ask = Callable[[Callable[[], Any]], Sequence[tuple[str, Any]]]
 
 
 class Source(Protocol):
     """Where the values come from; must be picklable if `map` leaves this process."""
 
-    def plan(self, missing: Sequence[Tile], layout: Layout) -> Plan:
-        """Squares of the tiles that are missing."""
+    def plan(self, missing: Sequence[Tile], layout: Layout, ask: Ask) -> Plan:
+        """Squares of the tiles that are missing, for machines that may be asked what they have."""
 
     def compute(self, square: Square, layout: Layout, run: int) -> Iterator[float | Part]:
         """Of a square, the shares of the work as they are done, then the tiles."""
+
+
+def map_here(task: Task, squares: Iterable[Square], unfit: object) -> Iterator[Iterable[Done]]:
+    """Compute all squares in this process."""
+    return map(task, squares)
+
+
+def ask_here(question: Callable[[], Any]) -> list[tuple[str, Any]]:
+    """The answer of this process."""
+    return [("this machine", question())]
 
 
 def fill(
@@ -54,9 +69,10 @@ def fill(
     source: Source,
     tiling: Tiling,
     about: Mapping[str, Any],
-    map: Map = map,
+    map: Map = map_here,
     progress: Callable[[float, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda message: None,
+    ask: Ask = ask_here,
 ) -> int:
     """Compute and store every tile that is not there yet, whole and undamaged.
 
@@ -72,9 +88,12 @@ def fill(
     about : JSON values that say what the matrix is of, kept as its attributes; matrices of equal
         `fingerprint` are of the same.
     map : like the built-in, lazy or not, in any order; may draw what the function gives to a list.
+        Where it is called on several machines, it is not on one of which the third argument, given
+        its answer, says why it is unfit.
     progress : called with the tiles that are computed, squares that are under way in proportion,
         and with their number.
     say : is told what is reused.
+    ask : calls a function on every machine that `map` may use; their names and answers.
 
     Returns
     -------
@@ -106,7 +125,7 @@ def fill(
     n_done, total = len(done), len(done) + len(missing)
     progress(n_done, total)
     with record_of(place).open("ab") as record:
-        for events in _events(place, source, layout, earlier, missing, map, say):
+        for events in _events(place, source, layout, earlier, missing, map, say, ask):
             for event in events:
                 if not isinstance(event, dict):
                     progress(n_done + event, total)
@@ -164,17 +183,18 @@ def _events(
     missing: Sequence[Tile],
     map: Map,
     say: Callable[[str], None],
+    ask: Ask,
 ) -> Iterator[Iterable[Done]]:
     """What is done for the missing tiles: at first those that are only copied."""
     computed = [tile for tile in missing if next(layout.pairs(tile), None)]
     copied = sorted(set(missing) - set(computed))
     yield (_stored(place, layout, earlier, Part(tile, (), ())) for tile in copied)
     if computed:
-        plan = source.plan(computed, layout)
+        plan = source.plan(computed, layout, ask)
         if plan.note:
             say(plan.note)
         task = functools.partial(_computed, place.absolute(), source, layout, earlier, plan.run)
-        yield from map(task, plan.squares)
+        yield from map(task, plan.squares, plan.unfit)
 
 
 def _computed(
@@ -189,11 +209,17 @@ def _computed(
         raise AnalysisError(
             str(place), "not on this machine", "a folder that every machine sees", _SHARED
         )
-    for found in source.compute(square, layout, run):
-        if isinstance(found, Part):
-            yield _stored(place, layout, earlier, found)
-        else:
-            yield found * len(square)
+    storing: deque[Future[Record]] = deque()
+    with ThreadPoolExecutor(n_cores()) as pool:
+        for found in source.compute(square, layout, run):
+            if isinstance(found, Part):
+                storing.append(pool.submit(_stored, place, layout, earlier, found))
+                if len(storing) > n_cores():  # so that few tiles wait in memory
+                    yield storing.popleft().result()
+            else:
+                yield found * len(square)
+        while storing:
+            yield storing.popleft().result()
 
 
 def _stored(place: Path, layout: Layout, earlier: Earlier | None, part: Part) -> Record:

@@ -127,7 +127,8 @@ def inpca(
     ------
     AnalysisError : D is not square, not symmetric to 1e-9 of its largest entry, not as close to
         zero on its diagonal, has a NaN or an infinity (named by their indices), or all its points
-        coincide; `n_components` is out of range; or the weights do not fit.
+        coincide; `n_components` is out of range, or so many axes take more memory than is free; or
+        the weights do not fit.
     """
     w = None if weights is None else np.asarray(weights, dtype=np.float64)
     S = Centred(D, w, progress)

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.landmarks import Landmarks
+from analysis.provenance import check_format
 from analysis.upper import Float64
 from sweeper.durable import write_atomically
-from sweeper.errors import AnalysisError, FormatVersionError, StoreError, SweeperError
+from sweeper.errors import AnalysisError, StoreError, SweeperError
 
 FORMAT = 1
 
@@ -67,13 +68,7 @@ def read_map(path: Path) -> Map:
             if damaged := file.zip.testzip():
                 raise ValueError(f"`{damaged}` does not match its checksum")
             about = json.loads(str(file["about"]))
-            if about["map_format"] > FORMAT:
-                raise FormatVersionError(
-                    str(path),
-                    f"a map of format `{about['map_format']}`",
-                    f"this sweeper reads up to {FORMAT}",
-                    "install the version of sweeper that wrote it",
-                )
+            check_format(path, "a map", about["map_format"], FORMAT)
             names = ("coordinates", "eigenvalues", "row_means", "weights")
             return Map(
                 Landmarks(*(file[name] for name in names)),

@@ -11,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.bhattacharyya import pairwise
+from analysis import ahead
 from analysis.contents import read_embedding
+from analysis.distance import BHATTACHARYYA, distance_of
 from analysis.landmarks import Landmarks, Rows, choose, distances_to
 from analysis.map_file import FORMAT, Map, read_map, write_map
+from analysis.memory import budget
 from analysis.places import artifacts, asked
 from analysis.provenance import are_of, provenance, write_table
+from analysis.rectangle import Few, distances_to_few
 from analysis.select import Selection, select
 from analysis.stages import Say, alone, summary, weights_of, with_axes
 from analysis.tiles import open_distances
@@ -27,7 +30,6 @@ from sweeper.errors import AnalysisError, StoreError
 LANDMARKS = 300
 MOST_BYTES = 2 << 30  # of the landmarks' predictions, and of their distances to all snapshots
 ROWS = 4096  # snapshots that are placed at once
-OPERANDS = 1 << 27  # float16 numbers of predictions that are read at once
 MAP, PROJECTION = "map.npz", "projection.parquet"
 _USUAL = 0.99
 
@@ -46,14 +48,18 @@ def freeze(
 
     Raises
     ------
-    AnalysisError : there is no embedding, `n_landmarks` is too small, the store no longer has the
-        predictions, or those of the landmarks, or their distances, would exceed 2 GiB.
+    AnalysisError : there is no embedding, or one of other distances than Bhattacharyya's;
+        `n_landmarks` is too small, the store no longer has the predictions, or those of the
+        landmarks, or their distances, would exceed 2 GiB.
     SweeperError : an artifact or the landmarks' predictions are damaged.
     """
     with alone(folder):
         place = artifacts(folder)
         spectrum, embedding, _ = read_embedding(folder, place)
         embedded, k = spectrum["provenance"], len(spectrum["eigenvalues"])
+        if (distance := distance_of(embedded)) != BHATTACHARYYA:
+            found = f"the embedding is of distances of the kind `{distance}`"
+            raise AnalysisError(str(folder), found, f"`{BHATTACHARYYA}`, which `project` computes")
         if n_landmarks <= k:
             allowed = f"more than the {k} axes of the embedding"
             raise AnalysisError("--landmarks", f"`{n_landmarks}`", allowed)
@@ -104,8 +110,7 @@ def _tried(
     weights = weights_of(embedding, spectrum["provenance"]["parameters"]["weigh"])
     w = np.ones(len(embedding)) if weights is None else weights.to_numpy()
     landmarks = Landmarks(coordinates[chosen], eigenvalues, d @ w / w.sum(), w[chosen])
-    parts = (d[:, start : start + ROWS].T for start in range(0, d.shape[1], ROWS))
-    x, misfit = _joined(map(landmarks.place, parts))
+    x, misfit = _placed(landmarks, [d.T])
     off = np.abs(x - coordinates)
     return Map(
         landmarks,
@@ -158,7 +163,7 @@ def project(
         if are_of(about, tables=[path]):
             say("projection: unchanged")
             return [path]
-        x, misfit = _joined(map(found.landmarks.place, _distances(found, selection)))
+        x, misfit = _placed(found.landmarks, _distances(map_path, found, selection))
         write_table(path, with_axes(selection.rows, x).assign(misfit=misfit), about)
         say(
             f"projection: {(misfit > found.misfit).mean():.0%} of the snapshots fit worse than "
@@ -167,8 +172,10 @@ def project(
         return [path]
 
 
-def _joined(parts: Iterable[tuple[Float64, Float64]]) -> tuple[Float64, Float64]:
-    x, misfit = zip(*parts, strict=True)
+def _placed(landmarks: Landmarks, distances: Iterable[Float64]) -> tuple[Float64, Float64]:
+    """What `Landmarks.place` says of all rows of some (n, n_landmarks) distances."""
+    parts = (d[start : start + ROWS] for d in distances for start in range(0, len(d), ROWS))
+    x, misfit = zip(*map(landmarks.place, parts), strict=True)
     return np.concatenate(x), np.concatenate(misfit)
 
 
@@ -230,19 +237,12 @@ def _check_samples(map_path: Path, place: str, found: Map, selection: Selection)
     raise AnalysisError(place, f"predictions of other {what} than the map's", allowed, hint)
 
 
-def _distances(found: Map, selection: Selection) -> Iterator[Float64]:
-    """Distances of the selected snapshots to the landmarks, (n_rows, n_landmarks) at a time."""
-    n_landmarks, n_samples, n_classes = found.log_probs.shape
-    split = found.about["split"]
-    step = max(1, OPERANDS // ((ROWS + n_landmarks) * n_classes))
-    store_of = {trial_id: home.store for trial_id, home in selection.homes.items()}
-    of_store = selection.rows["trial_id"].map(lambda trial_id: id(store_of[trial_id]))
-    for _, run in selection.rows.groupby((of_store != of_store.shift()).cumsum(), sort=False):
-        store = store_of[run["trial_id"].iloc[0]]
-        for start in range(0, len(run), ROWS):
-            rows = run.iloc[start : start + ROWS]
-            d = np.zeros((len(rows), n_landmarks))
-            for samples, log_probs in store.iter_blocks(rows, step, split, "float16"):
-                share = (samples.stop - samples.start) / n_samples
-                d += share * pairwise(log_probs, found.log_probs[:, samples])
-            yield d
+def _distances(map_path: Path, found: Map, selection: Selection) -> Iterator[Float64]:
+    """Distances of the selected snapshots to the landmarks, of some after another."""
+    names = {
+        "trial_id": [f"{trial_id} of {map_path}" for trial_id in found.about["trial_id"]],
+        "snapshot": found.about["snapshot"],
+    }
+    homes = {trial_id: home.store.location for trial_id, home in selection.homes.items()}
+    rows = ahead.Rows(homes, selection.rows, found.about["split"])
+    return distances_to_few(rows, Few(found.log_probs, pd.DataFrame(names)), budget(None))

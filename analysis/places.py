@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.distance import BHATTACHARYYA, KINDS, Distance, kind_of
 from analysis.tiles import DISTANCES, attributes_of, unfinished
 from sweeper.errors import AnalysisError
 from sweeper.store.url import check_url
@@ -19,25 +20,33 @@ ARTIFACTS = "analysis"
 _FOR_EXAMPLE = "for example `--out merged`; the artifacts go into `merged/analysis`"
 
 
-def asked(places: Sequence[str], out: str | None = None) -> tuple[Path, list[str]]:
+def asked(
+    places: Sequence[str], out: str | None = None, distance: str = BHATTACHARYYA
+) -> tuple[Path, list[str]]:
     """The folder whose `analysis/` holds the artifacts, and the places, as a command names them.
 
     Parameters
     ----------
     out : that folder; None for the sweep directory that is the only place.
+    distance : a key of `analysis.distance.KINDS`; a sweep's own artifacts are of Bhattacharyya's.
 
     Raises
     ------
-    AnalysisError : there is no `out` and it does not go without, or it is no place for artifacts.
+    AnalysisError : there is no `out` and it does not go without, or it is no place for artifacts;
+        or there is no such distance.
     StoreURLError : a URL is no store's, or has credentials in it.
     """
-    found = [_place(text) for text in places]
+    kind, found = kind_of(distance), [_place(text) for text in places]
     if out is not None:
-        return _out(_folder(out, "--out", _FOR_EXAMPLE), found), found
+        return _out(_folder(out, "--out", _FOR_EXAMPLE), found, kind), found
     if len(found) > 1 or "://" in found[0]:
         what = f"{len(found)} places" if len(found) > 1 else f"`{found[0]}`"
         raise AnalysisError("--out", f"missing, for {what}", "a folder", _FOR_EXAMPLE)
-    return existing(found[0]), found
+    folder = existing(found[0])
+    if kind.name != BHATTACHARYYA and _is_sweep(folder):
+        what = f"missing, for {kind.text}"
+        raise AnalysisError("--out", what, "a folder of their own", _own(folder, kind))
+    return folder, found
 
 
 def existing(text: str) -> Path:
@@ -100,13 +109,25 @@ def _folder(text: str, where: str, hint: str) -> Path:
     return Path(text)
 
 
-def _out(folder: Path, places: Sequence[str]) -> Path:
+def _out(folder: Path, places: Sequence[str], kind: Distance) -> Path:
     """The folder, unless it is a sweep's own: whoever names that one means its own trials."""
-    is_sweep = SweepDir(folder).manifest.is_file() or (folder / PREDICTIONS).exists()
-    if is_sweep and {_root(place) for place in places} != {_root(str(folder))}:
-        found = f"`{folder}` is a sweep directory, whose artifacts are of its own trials"
-        raise AnalysisError("--out", found, "another folder", _FOR_EXAMPLE)
+    if not _is_sweep(folder):
+        return folder
+    found = f"`{folder}` is a sweep directory, whose artifacts are of"
+    if {_root(place) for place in places} != {_root(str(folder))}:
+        raise AnalysisError("--out", f"{found} its own trials", "another folder", _FOR_EXAMPLE)
+    if kind.name != BHATTACHARYYA:
+        found = f"{found} {KINDS[BHATTACHARYYA].text}"
+        raise AnalysisError("--out", found, "another folder", _own(folder, kind))
     return folder
+
+
+def _is_sweep(folder: Path) -> bool:
+    return SweepDir(folder).manifest.is_file() or (folder / PREDICTIONS).exists()
+
+
+def _own(folder: Path, kind: Distance) -> str:
+    return f"for example `--out {folder / kind.name}`"
 
 
 def _root(place: str) -> str:

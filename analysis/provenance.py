@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweeper.durable import write_atomically
-from sweeper.errors import StoreError
+from sweeper.errors import FormatVersionError, StoreError
 
 _KEY, _HASH = b"sweeper", b"sweeper.sha256"
 _LIBRARIES = ("sweeper", "numpy", "scipy", "torch", "zarr")
@@ -111,6 +111,26 @@ def read_document(path: Path) -> dict[str, Any]:
     except (OSError, KeyError, TypeError, ValueError) as error:
         missing = "absent" if isinstance(error, FileNotFoundError) else f"unreadable ({error})"
         raise StoreError(str(path), missing, hint=_AGAIN) from error
+
+
+def check_format(path: Path, what: str, found: int, known: int) -> None:
+    """Refuse an artifact of a format that is newer than is known.
+
+    Parameters
+    ----------
+    what : `a map`, or what else it is.
+
+    Raises
+    ------
+    FormatVersionError : it is.
+    """
+    if found > known:
+        raise FormatVersionError(
+            str(path),
+            f"{what} of format `{found}`",
+            f"this sweeper reads up to {known}",
+            "install the version of sweeper that wrote it, or a newer one",
+        )
 
 
 def _hash_of(document: Mapping[str, Any]) -> str:

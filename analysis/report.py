@@ -28,6 +28,7 @@ def write_report(contents: Contents, path: Path) -> None:
     parts = {name: (files / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
     parts |= {
         "title": html.escape(contents.name),
+        "distance": html.escape(contents.distance.text),
         "fingerprint": _FINGERPRINT.format(contents.about["fingerprint"]),
         "plotly": get_plotlyjs(),
         "data": _json(_data(contents)),
@@ -56,6 +57,7 @@ def _data(contents: Contents) -> dict[str, Any]:
     k = min(3, contents.n_components)
     return {
         "headlines": _headlines(contents),
+        "distance": contents.distance.text,
         "axes": [contents.axis(i) for i in range(1, k + 1)],
         "points": _points(contents, k),
         "references": _references(contents, k),

@@ -10,8 +10,9 @@ Beside the Bhattacharyya distance, of the same predictions in float64,
     Hellinger           1 − (1/N) Σₙ Σ_c √(pₙ(c) qₙ(c)), between 0 and 1
     symmetrised KL      (1/N) Σₙ Σ_c (pₙ(c) − qₙ(c)) (log pₙ(c) − log qₙ(c)), in nats
 
-Near each other, snapshots are at 1, 1 and 8 times the same length, ds²/8 of Fisher's metric; far
-apart the three differ most.
+whose logarithms are at least `LOG_FLOOR`. Near each other, snapshots are at 1, 1 and 8 times the
+same length, ds²/8 of Fisher's metric; far apart the three differ most. `analysis.linear` computes
+the two of any number of snapshots.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from scipy.stats import spearmanr
 from analysis.bhattacharyya import COEFFICIENT_FLOOR
 from analysis.explained import explained_stress
 from analysis.inpca import inpca
+from analysis.linear import LOG_FLOOR
 from analysis.upper import Float64
 
 Runs = Iterable[tuple[slice, torch.Tensor]]
@@ -80,7 +82,8 @@ def measure(runs: Runs, counts: Float64) -> Distances:
     """
     n_samples = len(counts)
     weights = torch.from_numpy(np.column_stack([np.ones(n_samples), counts]))
-    log_bc = bc_sum = own = cross = torch.zeros(())
+    log_bc: torch.Tensor | None = None
+    bc_sum = cross = torch.zeros(())
     upper = torch.zeros(2, 0, dtype=torch.int64)
     for samples, stored in runs:
         log_p = torch.log_softmax(stored.double(), dim=-1)
@@ -88,13 +91,15 @@ def measure(runs: Runs, counts: Float64) -> Distances:
         bc = torch.bmm(s, s.transpose(1, 2))
         upper = torch.triu_indices(len(log_p), len(log_p), 1)
         pairs = bc[:, upper[0], upper[1]]
-        log_bc = log_bc + (pairs + COEFFICIENT_FLOOR).log_().T @ weights[samples]
+        if log_bc is None:
+            log_bc = torch.zeros(weights.shape[1], pairs.shape[1], dtype=torch.float64)
+        log_bc.addmm_(weights[samples].T, (pairs + COEFFICIENT_FLOOR).log_())
         bc_sum = bc_sum + pairs.sum(0)
-        own = own + torch.special.entr(p).sum((1, 2))  # −Σ p log p, 0 where p is 0
-        # p log q where p is 0 and q is too: 0, not NaN.
-        cross = cross + p.flatten(1) @ log_p.clamp_min(torch.finfo(log_p.dtype).min).flatten(1).T
-    bhattacharyya = (-log_bc / n_samples).clamp_min(0).numpy().T
-    kl = -own[:, None] - own[None, :] - cross - cross.T
+        cross = cross + p.flatten(1) @ log_p.clamp_min(LOG_FLOOR).flatten(1).T
+    assert log_bc is not None
+    bhattacharyya = log_bc.div_(-n_samples).clamp_min_(0).numpy()
+    own = cross.diagonal()
+    kl = own[:, None] + own[None, :] - cross - cross.T
     return Distances(
         _square(bhattacharyya[0]),
         _square((1 - bc_sum / n_samples).clamp_min(0).numpy()),

@@ -6,6 +6,8 @@ Every snapshot is read once for each square that it is in, so squares are as lar
 
 from __future__ import annotations
 
+import functools
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,9 +20,16 @@ from sweeper.errors import AnalysisError
 SECONDS = 120.0  # of computing that a killed run may lose, where smaller squares cost little
 READING = 5e8  # predictions that are read and decoded each second, about
 COMPUTING = 8.0  # times as long as reading, which then matters little
+SQUARES = 4  # for each of several machines, which are not done at the same time
+GAIN = 0.1  # of the time, for which no machine is left out and no square larger
 PANEL = 32  # snapshots of which kernels pad groups to a multiple, at most
 
 Square = tuple[Tile, ...]
+
+
+def padded(n: int) -> int:
+    """Snapshots that so many of them take memory for, packed together."""
+    return -(-n // PANEL) * PANEL
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +51,7 @@ class Group:
     @property
     def padded(self) -> int:
         """Rows that it takes memory for."""
-        return -(-len(self.rows) // PANEL) * PANEL
+        return padded(len(self.rows))
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a computation takes, and what there is.
+    """What a computation takes on a machine, and what there is.
 
     Attributes
     ----------
@@ -141,9 +150,9 @@ class Cost:
     on_device : bytes for sums and operands on each GPU; None without one.
     n_devices : GPUs, or 1, that share the sums.
     packed, pair : bytes of a snapshot's sample as an operand, and of a pair's sum.
-    rate : products of a pair, a sample and a class each second.
+    rate : products of a pair, a sample and a class each second, of all GPUs together.
     n_samples, n_classes : of the predictions.
-    step : samples of which runs are multiples.
+    step : samples of which what is worked on at once is a multiple.
     run : samples that are best read at once.
     """
 
@@ -174,48 +183,133 @@ class Cost:
         here, there = self.bytes(size, run)
         return here <= self.memory and there <= (self.on_device or 0)
 
+    def reading(self, size: Size) -> float:
+        """Seconds that reading a square once takes, about."""
+        return size.n_rows * self.n_samples * self.n_classes / READING
+
+    def computing(self, size: Size) -> float:
+        """Seconds that computing a square takes, about."""
+        return size.n_pairs * self.n_samples * self.n_classes / self.rate
+
+    def seconds(self, size: Size, run: int) -> float:
+        """Those that both take, about: one run is read while another is worked on."""
+        often = self.run / run  # what is decoded together is decoded for each run of it
+        return max(often * self.reading(size), self.computing(size))
+
     def may_be_lost(self, size: Size) -> bool:
         """Whether a killed run may lose all of a square, or smaller ones would be read too often.
 
-        It depends on the machine's speed alone, and of many samples and classes not even on that.
+        A square's tiles are stored when it is done, and reading binds where it takes longer than
+        computing. So a killed run loses on each machine at most two minutes, or as long as reading
+        the snapshots of a square takes; eight times as long where computing binds. Of 50,000
+        samples and 1,000 classes, each takes 0.1 s: at most 2 and 13 minutes for 1,000 snapshots,
+        17 and 133 minutes for 10,000. With less memory squares are smaller, and read more often.
         """
-        per_pair = self.n_samples * self.n_classes
-        computing, reading = size.n_pairs * per_pair / self.rate, size.n_rows * per_pair / READING
-        return computing <= max(SECONDS, COMPUTING * reading)
+        return self.computing(size) <= max(SECONDS, COMPUTING * self.reading(size))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Squares in order, how many samples are read at once, and what to say about it."""
+    """Squares in order, how many samples are read at once, and what to say about it.
+
+    Attributes
+    ----------
+    sizes : those of the squares.
+    rate : that a machine must have at least to compute some, see `Cost`.
+    """
 
     squares: tuple[Square, ...]
     run: int
     note: str = ""
+    sizes: frozenset[Size] = frozenset()
+    rate: float = 0.0
+
+    def unfit(self, cost: Cost) -> str:
+        """Why a machine is to compute none of the squares; empty if it may."""
+        if not all(cost.fits(size, self.run) for size in self.sizes):
+            return "too little memory"
+        return "too slow" if cost.rate < self.rate else ""
 
 
-def plan(missing: Sequence[Tile], layout: Layout, cost: Cost, at_least: int = 1) -> Plan:
-    """As few squares as memory allows and a killed run may lose.
+def plan(missing: Sequence[Tile], layout: Layout, costs: Sequence[Cost]) -> Plan:
+    """As few squares as memory allows and a killed run may lose, and several a machine.
+
+    Machines are left out where the others are done sooner without them: those that are less than
+    half as fast as another, which would have to be waited for in the end, and those with less
+    memory, for which all squares would have to be small. Where reading binds, there are fewer
+    squares than several a machine, as long as all are done sooner.
 
     Parameters
     ----------
-    at_least : squares, if there are as many tiles, for as many machines.
+    costs : of each machine, for the same predictions.
 
     Raises
     ------
-    AnalysisError : not even a tile fits.
+    AnalysisError : not even a tile fits, on any machine.
     """
-    squares: list[Square] = []
-    for side in _sides(max((j for _, j in missing), default=0) + 1):
-        squares = list(_cut(missing, side))
+    sides = tuple(_sides(max((j for _, j in missing), default=0) + 1))
+    longest, step = costs[0].run, min(cost.step for cost in costs)
+    shorter = range((longest - 1) // step * step, 0, -step)
+    # From the largest squares down to single tiles, of which then fewer samples are read at once.
+    ways = [*((side, longest) for side in sides), *((1, run) for run in shorter)]
+
+    @functools.cache
+    def cut(side: int) -> tuple[tuple[Square, ...], list[Size], frozenset[Size]]:
+        squares = tuple(_cut(missing, side))
         sizes = [layout.size(square) for square in squares]
-        is_many = len(squares) >= min(at_least, len(missing))
-        if is_many and all(cost.fits(size, cost.run) and cost.may_be_lost(size) for size in sizes):
-            return Plan(tuple(squares), cost.run)
-    fewer = range((cost.run - 1) // cost.step * cost.step, 0, -cost.step)
-    for run in (cost.run, *fewer):
-        if all(cost.fits(size, run) for size in sizes):
-            return Plan(tuple(squares), run)
-    raise _too_little(cost, sizes)
+        return squares, sizes, frozenset(sizes)
+
+    @functools.cache
+    def fits(cost: Cost, way: int) -> bool:
+        side, run = ways[way]
+        return all(cost.fits(size, run) for size in cut(side)[2])
+
+    def suitable(team: Sequence[Cost]) -> Iterator[int]:
+        """The ways in which all of them can, until there are several squares for each."""
+        wanted = min(len(missing), 1 if len(team) == 1 else SQUARES * len(team))
+        slowest = min(team, key=lambda cost: cost.rate)
+        for way, (side, _) in enumerate(ways):
+            squares, _, sizes = cut(side)
+            is_last = side == 1
+            if all(fits(cost, way) for cost in team) and (
+                is_last or all(slowest.may_be_lost(size) for size in sizes)
+            ):
+                yield way
+                if is_last or len(squares) >= wanted:
+                    return
+
+    firsts = {
+        cost: next((way for way in range(len(ways)) if fits(cost, way)), len(ways))
+        for cost in costs
+    }
+    teams = {
+        tuple(cost for cost in costs if firsts[cost] <= way and cost.rate >= rate): rate
+        for way in {*firsts.values()} - {len(ways)}
+        for rate in sorted(cost.rate / 2 for cost in costs)
+    }
+    found = [
+        (_seconds(team, cut(ways[way][0])[1], ways[way][1]), len(team), way, rate)
+        for team, rate in teams.items()
+        if team
+        for way in suitable(team)
+    ]
+    if not found:
+        raise _too_little(max(costs, key=lambda cost: cost.memory), cut(1)[1])
+    enough = (1 + GAIN) * min(seconds for seconds, *_ in found)
+    _, _, way, rate = max((f for f in found if f[0] <= enough), key=lambda f: (f[1], f[2], -f[0]))
+    side, run = ways[way]
+    squares, _, sizes = cut(side)
+    return Plan(squares, run, sizes=sizes, rate=rate)
+
+
+def _seconds(team: Sequence[Cost], sizes: Sequence[Size], run: int) -> float:
+    """Until the last square is done, if at worst the slowest machine is the first to have one."""
+    team = sorted(team, key=lambda cost: cost.rate)
+    free = [(0.0, place) for place in range(len(team))]
+    for size in sizes:
+        since, place = free[0]
+        heapq.heapreplace(free, (since + team[place].seconds(size, run), place))
+    return max(free)[0]
 
 
 def _sides(most: int) -> Iterator[int]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,17 +26,17 @@ import numpy as np
 import pandas as pd
 
 from analysis import fill as filling
-from analysis.bhattacharyya import COEFFICIENT_FLOOR
 from analysis.blocks import DistanceBlocks
+from analysis.distance import BHATTACHARYYA, Distance, distance_of, kind_of
 from analysis.inpca import COMPONENTS, InPCA, inpca
 from analysis.lock import locked
 from analysis.memory import budget
 from analysis.places import artifacts
 from analysis.provenance import are_of, provenance, write_document, write_table
 from analysis.select import Selection, select
-from analysis.tiles import DISTANCES, TILE, Tiling, open_distances
+from analysis.tiles import DISTANCES, TILE, Tiling, attributes_of, open_distances, unfinished
 from analysis.union import open_union
-from sweeper.errors import AnalysisError, nearest
+from sweeper.errors import AnalysisError, StoreError, nearest
 from sweeper.store import Store
 
 Say = Callable[[str], None]
@@ -74,8 +75,10 @@ def distances(
     progress: Progress = lambda done, total: None,
     places: Sequence[str] = (),
     memory: int | None = None,
-    map: filling.Map = map,
-    n_machines: int = 1,
+    map: filling.Map = filling.map_here,
+    ask: filling.Ask = filling.ask_here,
+    distance: str = BHATTACHARYYA,
+    n_components: int | None = None,
 ) -> list[Path]:
     """Select snapshots and compute the distances between all of them.
 
@@ -84,32 +87,62 @@ def distances(
     Parameters
     ----------
     places : where the trials are, see `open_union`; by default the folder itself.
-    memory : bytes that this process may take, whatever the number of snapshots; by default half
-        of what is free.
-    map, n_machines : what the work is shared out with, see `analysis.fill.fill`, and among how
-        many.
+    memory : bytes that a process may take, whatever the number of snapshots; by default half of
+        what is free on its machine.
+    map, ask : what the work is shared out with, see `analysis.fill.fill`.
+    distance : a key of `analysis.distance.KINDS`.
+    n_components : the axes that will be asked for, refused here where there are too few snapshots.
 
     Raises
     ------
     SweeperError : no store, nothing to analyse, differing samples, damaged predictions, too little
-        memory or too little room on the disk.
+        memory or too little room on the disk; or the folder has distances of another kind, which
+        are kept.
     """
+    kind = kind_of(distance)
+    _check_kind(folder, kind)
     union = open_union(places or [folder], say)
     selection = select(union, where, exclude_untrained)
-    about = _about(selection, folder)
+    about = _about(selection, folder, kind)
     for line in summary(selection):
         say(line)
     path, table = (artifacts(folder) / name for name in (DISTANCES, "snapshots.parquet"))
     M = len(selection.rows)
+    check_asked(n_components, n_snapshots=M)
     homes = {trial_id: _anywhere(home.store) for trial_id, home in selection.homes.items()}
-    blocks = DistanceBlocks(homes, selection.rows, selection.split, budget(memory), n_machines)
+    blocks = DistanceBlocks(
+        homes,
+        selection.rows,
+        selection.split,
+        functools.partial(budget, memory),
+        kernels=kind.kernels,
+        has_closed_truth=kind.has_closed_truth,
+    )
     tiling = Tiling(M, min(M, TILE))
-    computed = filling.fill(path, blocks, tiling, about, map, progress, say)
+    computed = filling.fill(path, blocks, tiling, about, map, progress, say, ask)
     # The rows come second: until they are those of the matrix, readers refuse the two.
     write_table(table, selection.rows, about)
     if not computed:
         say("distances: unchanged")
     return [path, table]
+
+
+def check_asked(
+    n_components: int | None, weigh: str | None = None, n_snapshots: int | None = None
+) -> None:
+    """Refuse what `embed` would refuse whatever the distances are, before there are any.
+
+    Raises
+    ------
+    AnalysisError : `n_components` is no number of axes, or `weigh` is none of those it may be.
+    """
+    if weigh not in (None, "trials"):
+        raise AnalysisError("--weigh", f"`{weigh}`", "trials", nearest(weigh, ["trials"]))
+    most = math.inf if n_snapshots is None else n_snapshots - 1
+    if n_components is not None and not 1 <= n_components <= most:
+        many = "there are" if n_snapshots is None else f"the {n_snapshots}"
+        allowed = f"1 or more, fewer than {many} snapshots"
+        raise AnalysisError("--components", f"`{n_components}`", allowed)
 
 
 @_alone
@@ -133,8 +166,7 @@ def embed(
     SweeperError : there are no distances, they are unfinished or damaged, `n_components` is out of
         range, or `weigh` is something else.
     """
-    if weigh not in (None, "trials"):
-        raise AnalysisError("--weigh", f"`{weigh}`", "trials", nearest(weigh, ["trials"]))
+    check_asked(n_components, weigh)
     place, D = artifacts(folder), open_distances(folder)
     k = min(COMPONENTS, D.shape[0] - 1) if n_components is None else n_components
     about = provenance(
@@ -187,12 +219,28 @@ def report(folder: Path, say: Say = lambda message: None) -> list[Path]:
     return [page, *figures]
 
 
+def _check_kind(folder: Path, kind: Distance) -> None:
+    """Refuse a folder with distances of another kind, finished or not."""
+    path = artifacts(folder) / DISTANCES
+    for place in (path, unfinished(path)):
+        found = kind.name
+        with contextlib.suppress(StoreError, KeyError):  # what is damaged is computed again
+            found = distance_of((attributes_of(place) or {})["about"])
+        if found != kind.name:
+            raise AnalysisError(
+                str(folder),
+                f"distances of the kind `{found}` are there",
+                f"a folder without any, or with `{kind.name}`",
+                f"name another folder by `--out`, or ask for `--distance {found}`",
+            )
+
+
 def _anywhere(store: Store) -> str:
     """Where a store is, for processes that work in other folders."""
     return store.location if "://" in store.location else os.path.abspath(store.location)
 
 
-def _about(selection: Selection, folder: Path) -> dict[str, Any]:
+def _about(selection: Selection, folder: Path, kind: Distance) -> dict[str, Any]:
     """The provenance of the distances of a selection."""
     trial_id, store = selection.example
     n_samples, n_classes = store.shape(selection.split, trial_id)
@@ -211,7 +259,8 @@ def _about(selection: Selection, folder: Path) -> dict[str, Any]:
             "split": selection.split,
             "n_samples": n_samples,
             "n_classes": n_classes,
-            "coefficient_floor": COEFFICIENT_FLOOR,
+            "distance": kind.name,
+            **kind.parameters,
         },
         selection.left_out,
         selection.places(folder),

@@ -21,7 +21,7 @@ from sweeper.store_cli import commands as store_commands
 from sweeper.watch_cli import commands as watch_commands
 
 
-def _spread(address: str) -> AbstractContextManager[tuple[Any, int]]:
+def _spread(address: str) -> AbstractContextManager[tuple[Any, Any]]:
     """A cluster for `analyze`, which does not know Ray."""
     from sweeper.schedule.spread import spread
 

@@ -39,6 +39,7 @@ __all__ = [
     "Kernel",
     "NotDistributionsError",
     "Packed",
+    "devices",
     "local_kernels",
     "pairwise",
     "to_ignorance",
@@ -118,12 +119,17 @@ def pairwise(
 @contextlib.contextmanager
 def local_kernels(n_samples: int, n_classes: int) -> Iterator[list[Kernel]]:
     """The fastest kernels that are exact, for predictions of this shape: one a GPU, or one."""
-    n_gpus = torch.cuda.device_count()
-    devices = [torch.device("cuda", index) for index in range(n_gpus)] or [torch.device("cpu")]
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(_kernel("auto", device, n_samples, n_classes)) for device in devices
+            stack.enter_context(_kernel("auto", device, n_samples, n_classes))
+            for device in devices()
         ]
+
+
+def devices() -> list[torch.device]:
+    """The GPUs, or the CPU where there is none."""
+    n_gpus = torch.cuda.device_count()
+    return [torch.device("cuda", index) for index in range(n_gpus)] or [torch.device("cpu")]
 
 
 @contextlib.contextmanager

@@ -241,7 +241,10 @@ const facts = [
   ["selection", parameters.where || "all complete trials"],
   ["untrained trials", parameters.exclude_untrained ? "left out" : "kept"],
   ["samples", `${parameters.split}, sample set ${inputs.sample_set}`],
-  ["coefficient floor", shown(parameters.coefficient_floor)],
+  ["distance", data.distance],
+  ...Object.entries(parameters)
+    .filter(([name]) => name.endsWith("_floor"))
+    .map(([name, value]) => [name.replace("_", " "), shown(value)]),
   ["components", parameters.n_components],
   ["weights", parameters.weigh ? "each trial alike" : "each snapshot alike"],
   ["versions", Object.entries(versions).map((pair) => pair.join(" ")).join(", ")],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from analysis import checks
+from analysis import checks, memory
 from analysis.bhattacharyya import pairwise
 from analysis.cli import app
 from analysis.inpca import inpca
@@ -50,3 +53,56 @@ def test_it_is_told_and_not_done_again(sweep):
 def test_too_few_are_refused(sweep, asked, what):
     with pytest.raises(AnalysisError, match=what):
         checks.check(sweep, **asked)
+
+
+def test_too_many_for_the_memory_are_refused_with_how_many_are_not(sweep, monkeypatch):
+    monkeypatch.setattr(memory, "resident_memory", lambda: 0)
+    given = (128 << 20) + (100 << 10)
+    with pytest.raises(AnalysisError) as caught:
+        checks.check(sweep, memory=given)
+    assert "--snapshots: `20` take" in str(caught.value)
+    assert "with 100 resamples, 100 KiB are left; up to " in str(caught.value)
+    assert caught.value.hint == "fewer `--resamples` take less, or give more `--memory`"
+    assert not (sweep / "analysis" / "checks.json").exists()
+    most = int(str(caught.value).rsplit(" ", 1)[1])
+    with pytest.raises(AnalysisError, match=f"`{most + 1}` take"):
+        checks.check(sweep, n_snapshots=most + 1, memory=given)
+    [path] = checks.check(sweep, n_snapshots=most, memory=given)
+    little = json.loads(path.read_bytes())
+    checks.check(sweep, n_snapshots=most + 1)
+    [path] = checks.check(sweep, n_snapshots=most)
+    much = json.loads(path.read_bytes())
+    assert little["provenance"]["fingerprint"] == much["provenance"]["fingerprint"]
+    np.testing.assert_allclose(
+        little["explained_stress"]["symmetrised_kl"], much["explained_stress"]["symmetrised_kl"]
+    )
+
+
+def test_less_memory_than_for_any_is_refused(sweep):
+    result = CliRunner().invoke(app, ["check", str(sweep), "--memory", "1MiB"])
+    assert isinstance(result.exception, AnalysisError)
+    assert str(result.exception).endswith("with 100 resamples, 0 B are left")
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from analysis import checks, memory
+from sweeper.processors import resident_memory
+folder = Path(sys.argv[1])
+checks.check(folder, n_snapshots=8, n_resamples=2)  # loads libraries
+before = resident_memory()
+checks.check(folder, n_snapshots=480, memory=before + (128 << 20) + int(sys.argv[2]))
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["VmHWM"].split()[0]) * 1024 - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_the_memory_that_is_left_is_enough(tmp_path, write_trial):
+    for trial in ("t0", "t1"):
+        write_trial(tmp_path, trial, n_snapshots=240)
+    n_bytes = 240 << 20  # of which the resampled distances of 480 snapshots take 176 MiB
+    command = [sys.executable, "-c", PEAK, str(tmp_path), str(n_bytes)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 176 << 20 < int(found.stdout) < n_bytes

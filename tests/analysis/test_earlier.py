@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 
 from analysis import stages
 from analysis import tiles as tiling_of
-from analysis.blocks import DistanceBlocks
+from analysis.distance import BHATTACHARYYA, KINDS
 from analysis.tiles import open_distances
 from sweeper.errors import AnalysisError
 from sweeper.store import open_store
@@ -29,7 +29,8 @@ TRIALS = {"a0": 5, "b0": 9, "c0": 4, "d0": 6}  # snapshots
 def kernels(monkeypatch) -> Watching:
     """Counts the pairs that are computed."""
     watching = Watching()
-    monkeypatch.setattr(stages, "DistanceBlocks", partial(DistanceBlocks, kernels=watching))
+    kind = dataclasses.replace(KINDS[BHATTACHARYYA], kernels=watching)
+    monkeypatch.setitem(KINDS, BHATTACHARYYA, kind)
     return watching
 
 

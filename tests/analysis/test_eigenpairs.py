@@ -196,16 +196,30 @@ def test_every_tile_is_read_once_a_pass_and_ten_times_at_most(monkeypatch, tmp_p
     assert found.n_certified == 10
 
 
-def test_a_tile_damaged_between_two_passes_is_noticed(monkeypatch, tmp_path):
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def exchanged(path: Path) -> None:
+    """A tile whose file matches the checksum in it, but is another's."""
+    path.write_bytes(path.with_name("c.1.2").read_bytes())
+
+
+@pytest.mark.parametrize("damage", [flipped, cut, exchanged])
+def test_a_tile_damaged_between_two_passes_is_noticed(monkeypatch, tmp_path, damage):
     D = stored(tmp_path, of_spectrum(spectrum()))
     path, read, count = D.path / "d" / "c.1.3", D.tile, Counter[tuple[int, int]]()
 
     def damaged(tile: tuple[int, int]) -> np.ndarray:
         count[tile] += 1
-        if count[1, 3] == 2:
-            data = bytearray(path.read_bytes())
-            data[1000] ^= 1
-            path.write_bytes(data)
+        if tile == (1, 3) and count[1, 3] == 2:
+            damage(path)
         return read(tile)
 
     monkeypatch.setattr(D, "tile", damaged)
@@ -218,6 +232,46 @@ def test_a_basis_that_would_not_fit_is_refused_with_what_would(monkeypatch):
     with pytest.raises(AnalysisError, match="n_components: `41`; 1 to 40 of 400"):
         by("krylov", monkeypatch, of_spectrum(spectrum()), 41)
     assert by("krylov", monkeypatch, of_spectrum(spectrum()), 40).coordinates.shape == (M, 40)
+
+
+@pytest.mark.parametrize(("gigabytes", "most"), [(200, None), (20, 2317), (3, 510), (2, 0)])
+def test_pairs_that_would_not_fit_into_memory_are_refused_with_as_many_as_do(
+    monkeypatch, gigabytes, most
+):
+    size, free = 23_170, int(gigabytes * 1e9)  # the largest D that is kept in memory
+    monkeypatch.setattr(eigenpairs, "free_memory", lambda: free)
+    if most is None:
+        eigenpairs._check_memory(size, size - 1)
+        return
+    with pytest.raises(
+        AnalysisError, match=r"^n_components: `\d+`, for which 32.0 GiB are"
+    ) as caught:
+        eigenpairs._check_memory(size, size // 2)
+    if not most:
+        assert caught.value.allowed.endswith(" GiB for one of 23170 snapshots")
+        return
+    assert caught.value.allowed == f"1 to {most} of 23170 snapshots"
+    eigenpairs._check_memory(size, most)
+    with pytest.raises(AnalysisError):
+        eigenpairs._check_memory(size, most + 1)
+
+
+def test_too_little_memory_is_found_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr(eigenpairs, "DENSE", 0)
+    monkeypatch.setattr(eigenpairs, "free_memory", lambda: 8 << 20)
+    reads, D = [], of_spectrum(spectrum())
+
+    class Watched:
+        shape = D.shape
+
+        def __getitem__(self, key):
+            reads.append(key)
+            return D[key]
+
+    with pytest.raises(AnalysisError, match=r"n_components: `41`, .*; 1 to 40 of 400 snapshots"):
+        inpca(Watched(), 41)
+    assert not reads
+    assert inpca(Watched(), 40).coordinates.shape == (M, 40)
 
 
 def test_pairs_that_have_not_converged_say_so(monkeypatch):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from analysis import maps, stages
+from analysis import ahead, maps, stages
 from analysis.cli import app
 from analysis.inpca import inpca
 from analysis.map_file import Map, read_map
@@ -81,18 +81,38 @@ def test_another_sweep_is_placed_by_its_distances_to_the_landmarks(embedded, tmp
     assert about["inputs"]["map"] == read_map(path).about["provenance"]["fingerprint"]
 
 
-def test_memory_decides_nothing_but_how_much_is_read_at_once(
+def test_memory_decides_nothing_but_how_much_is_read_and_placed_at_once(
     embedded, tmp_path, write_trial, monkeypatch
 ):
-    path = frozen(embedded, 10)
-    write_trial(tmp_path / "other", "t6", n_snapshots=6)
-    write_trial(tmp_path / "other", "t7", n_snapshots=5)
-    whole, _ = projected(path, tmp_path / "other")
-    (tmp_path / "other" / "analysis" / "projection.parquet").unlink()
+    path, other, asked = frozen(embedded, 10), tmp_path / "other", []
+    write_trial(other, "t6", n_snapshots=6)
+    write_trial(other, "t7", n_snapshots=5)
+    whole, _ = projected(path, other)
+    (other / "analysis" / "projection.parquet").unlink()
     monkeypatch.setattr(maps, "ROWS", 4)
-    monkeypatch.setattr(maps, "OPERANDS", (4 + 10) * 4 * 7)
-    parts, _ = projected(path, tmp_path / "other")
+    monkeypatch.setattr(maps, "budget", lambda memory: asked.append(memory) or 140_000)
+    parts, _ = projected(path, other)
+    assert asked == [None]
     assert parts[AXES].to_numpy() == pytest.approx(whole[AXES].to_numpy(), abs=1e-5)
+    (other / "analysis" / "projection.parquet").unlink()
+    monkeypatch.setattr(maps, "budget", lambda memory: 1000)
+    with pytest.raises(AnalysisError, match=r"trial t6: .* too little memory"):
+        projected(path, other)
+
+
+def test_a_snapshot_that_holds_no_distributions_is_named(
+    embedded, tmp_path, write_trial, monkeypatch
+):
+    path, read = frozen(embedded, 10), ahead.Rows._read
+
+    def wrong(self, store, trial_id, snapshots, places, span, into):
+        read(self, store, trial_id, snapshots, places, span, into)
+        into.numpy()[places][2, 17] = np.nan
+
+    write_trial(tmp_path / "other", "t7")
+    monkeypatch.setattr(ahead.Rows, "_read", wrong)
+    with pytest.raises(StoreError, match="trial t7, snapshot 2, sample 17: NaN"):
+        projected(path, tmp_path / "other")
 
 
 def test_several_stores_are_placed_in_the_order_of_their_rows(

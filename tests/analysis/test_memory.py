@@ -58,10 +58,13 @@ def test_commands_keep_to_the_memory_they_are_given(sweep, monkeypatch):
 def test_a_cluster_is_asked_for_by_its_address_and_left_again(sweep):
     seen = []
 
+    def map_two(function, squares, unfit):
+        return [list(function(square)) for square in squares]
+
     @contextlib.contextmanager
     def spread(address):
         seen.append(address)
-        yield lambda function, squares: [list(function(square)) for square in squares], 3
+        yield map_two, lambda question: [("a", question()), ("b", question())]
         seen.append("left")
 
     result = CliRunner().invoke(app, ["distances", str(sweep), "--address", "auto"], obj=spread)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import itertools
 import pickle
 import shutil
@@ -52,7 +54,8 @@ def store(_store: Path, tmp_path: Path) -> Path:
 def made(folder: Path, memory: int = HUGE, **options) -> DistanceBlocks:
     selection = select(open_union([folder]))
     homes = {trial_id: home.store.location for trial_id, home in selection.homes.items()}
-    return DistanceBlocks(homes, selection.rows, "test", memory, **options)
+    bytes_there = functools.partial(int, memory)
+    return DistanceBlocks(homes, selection.rows, "test", bytes_there, **options)
 
 
 def computed(folder: Path, to: Path, tile: int, **options) -> np.ndarray:
@@ -139,7 +142,7 @@ def tasks(draw) -> tuple[list, Layout, Cost]:
 def test_squares_share_out_the_missing_tiles_and_each_fits(task):
     missing, layout, cost = task
     try:
-        found = plan(missing, layout, cost)
+        found = plan(missing, layout, [cost])
     except AnalysisError:
         assert not all(cost.fits(layout.size((tile,)), cost.step) for tile in missing)
         return
@@ -190,17 +193,168 @@ def test_a_square_takes_minutes_unless_reading_would_matter():
     missing = list(layout.tiling.upper())
     common = {"on_device": None, "n_devices": 1, "packed": 40, "pair": 8, "step": 4, "run": 8}
     slow = Cost(memory=HUGE, rate=8e10, n_samples=10_000, n_classes=10, **common)
-    found = plan(missing, layout, slow)
+    found = plan(missing, layout, [slow])
     seconds = [layout.size(s).n_pairs * 1e5 / slow.rate for s in found.squares]
     assert 60 < max(seconds) <= squares.SECONDS
     # Where a square would be small for that, as with many samples and classes, it is larger.
     large = Cost(memory=HUGE, rate=8e10, n_samples=50_000, n_classes=1000, **common)
-    sizes = [layout.size(s) for s in plan(missing, layout, large).squares]
+    sizes = [layout.size(s) for s in plan(missing, layout, [large]).squares]
     reading = [size.n_rows / squares.READING for size in sizes]
     computing = [size.n_pairs / large.rate for size in sizes]
     assert max(c / r for c, r in zip(computing, reading, strict=True)) > squares.COMPUTING / 2
     fast = Cost(memory=HUGE, rate=1e14, n_samples=50_000, n_classes=1000, **common)
-    assert len(plan(missing, layout, fast).squares) == 1
+    assert len(plan(missing, layout, [fast]).squares) == 1
+
+
+# --- machines that are not alike --------------------------------------------------------------
+
+OF_10_CLASSES = {"pair": 8, "n_samples": 10_000, "n_classes": 10, "run": 800}
+GIB = 1 << 30
+CPU = Cost(  # 32 cores
+    memory=64 * GIB, on_device=None, n_devices=1, packed=40, rate=1.28e12, step=128, **OF_10_CLASSES
+)
+GPUS = Cost(  # 8 of 80 GB
+    memory=512 * GIB, on_device=56 * GIB, n_devices=8, packed=64, rate=1.6e14, step=1024,
+    **OF_10_CLASSES,
+)  # fmt: skip
+HEAD = dataclasses.replace(CPU, memory=4 * GIB, rate=3.2e11)  # 8 cores, 8 GiB of memory
+LAYOUT = Layout(Tiling(100 * 1024, 1024))
+MISSING = list(LAYOUT.tiling.upper())
+
+
+def sooner(found, costs) -> float:
+    """When the last square is done; who has none takes the next, the slowest at first."""
+    fit = [cost for cost in costs if not found.unfit(cost)]
+    free = dict.fromkeys(range(len(fit)), 0.0)
+    for square in found.squares:
+        k = min(free, key=lambda k: (free[k], fit[k].rate))
+        free[k] += fit[k].seconds(LAYOUT.size(square), found.run)
+    return max(free.values())
+
+
+def test_like_machines_have_several_squares_each_where_computing_binds():
+    found = plan(MISSING, LAYOUT, [CPU] * 5)
+    assert not found.unfit(CPU)
+    assert len(found.squares) >= 4 * 5
+    assert 5 * sooner(found, [CPU] * 5) < 1.3 * sooner(plan(MISSING, LAYOUT, [CPU]), [CPU])
+
+
+def test_machines_that_would_hold_up_the_others_have_no_squares():
+    found = plan(MISSING, LAYOUT, [HEAD, GPUS, GPUS])
+    assert found == plan(MISSING, LAYOUT, [GPUS, GPUS])
+    assert not found.unfit(GPUS)
+    assert found.unfit(dataclasses.replace(HEAD, memory=HUGE)) == "too slow"
+    assert found.unfit(HEAD) == "too little memory"  # which is the case, too
+    slow = dataclasses.replace(HEAD, memory=GPUS.memory)
+    found = plan(MISSING, LAYOUT, [*[slow] * 4, GPUS, GPUS])
+    assert found == plan(MISSING, LAYOUT, [GPUS, GPUS])
+    assert found.unfit(slow) == "too slow"
+    # Three squares, so that both have the same to read: more, and reading would take longer.
+    assert sooner(found, [GPUS, GPUS]) <= sooner(plan(MISSING, LAYOUT, [GPUS]), [GPUS])
+
+
+def test_machines_whose_memory_would_make_all_squares_small_have_none():
+    small = dataclasses.replace(CPU, memory=GIB // 4)
+    found = plan(MISSING, LAYOUT, [CPU, small, CPU, CPU, CPU])
+    assert found == plan(MISSING, LAYOUT, [CPU] * 4)
+    assert found.unfit(small) == "too little memory"
+    # Of many of them and one that has more, they are those that compute.
+    found = plan(MISSING, LAYOUT, [CPU, *[small] * 20])
+    assert not found.unfit(small)
+    assert not found.unfit(CPU)
+
+
+def test_slower_machines_that_are_of_use_have_squares_that_fit_them():
+    slow = dataclasses.replace(CPU, rate=CPU.rate / 3, memory=CPU.memory // 8)
+    found = plan(MISSING, LAYOUT, [CPU, slow, slow, slow])
+    assert not found.unfit(slow)
+    assert sooner(found, [CPU, slow, slow, slow]) < 0.7 * sooner(
+        plan(MISSING, LAYOUT, [CPU]), [CPU]
+    )
+
+
+def test_runs_need_no_multiple_of_what_kernels_of_different_machines_work_on_at_once():
+    c_kernel = dataclasses.replace(CPU, memory=GIB // 8, step=424)
+    portable = dataclasses.replace(c_kernel, step=256)
+    [tile] = Layout(Tiling(1024, 1024)).tiling.upper()
+    found = plan([tile], Layout(Tiling(1024, 1024)), [c_kernel, portable])
+    assert not found.unfit(c_kernel)
+    assert not found.unfit(portable)
+
+
+def test_of_machines_of_which_none_holds_a_tile_the_largest_is_told():
+    tiny = dataclasses.replace(CPU, memory=1 << 20)
+    with pytest.raises(AnalysisError, match="2 MiB are left for distances; at least"):
+        plan(MISSING, LAYOUT, [tiny, dataclasses.replace(tiny, memory=2 << 20)])
+
+
+@settings(max_examples=200, deadline=None)
+@given(tasks(), st.data())
+def test_what_is_planned_for_unlike_machines_fits_those_that_are_to_compute(task, data):
+    missing, layout, cost = task
+    costs = [
+        dataclasses.replace(
+            cost,
+            memory=data.draw(st.integers(10_000, 20_000_000)),
+            rate=data.draw(st.sampled_from([1e3, 3e3, 1e10])),
+            step=min(data.draw(st.sampled_from([4, 128, 424])), cost.n_samples),
+        )
+        for _ in range(data.draw(st.integers(1, 5)))
+    ]
+    try:
+        found = plan(missing, layout, costs)
+    except AnalysisError:
+        largest = max(costs, key=lambda cost: cost.memory)
+        assert not all(largest.fits(layout.size((tile,)), largest.step) for tile in missing)
+        return
+    assert sorted(itertools.chain(*found.squares)) == sorted(missing)
+    fit = [cost for cost in costs if not found.unfit(cost)]
+    assert fit
+    for cost in fit:
+        assert all(cost.fits(layout.size(square), found.run) for square in found.squares)
+    assert all(
+        "memory" in found.unfit(c) or c.rate < min(f.rate for f in fit)
+        for c in costs
+        if c not in fit
+    )
+
+
+def test_machines_are_asked_and_those_without_squares_are_named(store, tmp_path):
+    source = made(store, 2_500_000)
+
+    def ask(question):
+        cost = question()
+        less = dataclasses.replace(cost, memory=0)
+        return [("a", cost), *((f"b{i}", less) for i in range(5))]
+
+    said: list[str] = []
+    fill(tmp_path / "d", source, Tiling(24, 6), ABOUT, say=said.append, ask=ask)
+    assert said[0].endswith("; not used, too little memory: b0, b1, b2 and 2 more")
+    expected = computed(store, tmp_path / "alone", 6)
+    assert np.array_equal(open_distances(tmp_path / "d")[:, :], expected)
+
+
+def test_kernels_of_one_machine_that_work_on_unlike_runs_share_one_plan(store, tmp_path):
+    class Longer(Watched):
+        def step(self, n_classes):
+            return 192  # and the other 320
+
+    @contextlib.contextmanager
+    def kernels(n_samples, n_classes):
+        with local_kernels(n_samples, n_classes) as [kernel]:
+            yield [kernel, Longer(kernel)]
+
+    seen: list[int] = []
+    runs = Rows.runs
+
+    def seeing(self, shape, run, step):
+        seen.append(step)
+        return runs(self, shape, run, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rows, "runs", seeing)
+        computed(store, tmp_path / "d", 6, kernels=kernels)
+    assert {step % 192 for step in seen} == {step % 320 for step in seen} == {0}
 
 
 # --- computing ------------------------------------------------------------------------------

@@ -281,6 +281,22 @@ def test_what_cannot_be_weighed_is_refused(sweep):
     assert caught.value.hint == "did you mean `trials`?"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--weigh", "nonsense"), "--weigh: `nonsense`; trials"),
+        (("--components", "0"), "--components: `0`; 1 or more, fewer than there are snapshots"),
+        (("--components", "-3"), "--components: `-3`; 1 or more"),
+        (("--components", "20"), "--components: `20`; 1 or more, fewer than the 20 snapshots"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused_before_distances_are_computed(sweep, options, message):
+    result = CliRunner().invoke(app, ["all", str(sweep), *options])
+    assert isinstance(result.exception, AnalysisError)
+    assert str(result.exception).startswith(message)
+    assert not list(sweep.glob("analysis/distances*"))
+
+
 def test_too_many_components_are_refused(sweep):
     stages.distances(sweep)
     with pytest.raises(AnalysisError, match="n_components: `20`; 1 to 19"):

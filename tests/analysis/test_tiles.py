@@ -30,7 +30,7 @@ class Blocks:
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
 
-    def plan(self, missing, layout):
+    def plan(self, missing, layout, ask):
         return Plan(tuple((tile,) for tile in missing), 1)
 
     def compute(self, square, layout, run):
@@ -109,7 +109,7 @@ def test_progress_counts_what_is_finished(tmp_path):
 
 
 def test_tiles_may_be_mapped_in_any_order(tmp_path):
-    def backwards(function, tiles):
+    def backwards(function, tiles, unfit):
         return [list(function(tile)) for tile in reversed(list(tiles))]
 
     fill(tmp_path / "d", Blocks(), TILING, ABOUT, map=backwards)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ K = 3
 
 def blocks_of(selection: Selection) -> DistanceBlocks:
     homes = {trial_id: home.store.location for trial_id, home in selection.homes.items()}
-    return DistanceBlocks(homes, selection.rows, selection.split, 1 << 30)
+    return DistanceBlocks(homes, selection.rows, selection.split, partial(int, 1 << 30))
 
 
 def distances_of(blocks: DistanceBlocks) -> np.ndarray:

@@ -9,17 +9,13 @@ both operands of each read and decoded for it, and the references in float64.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import multiprocessing
 import os
 import resource
 import shutil
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,50 +27,9 @@ from analysis.bhattacharyya import pairwise, to_ignorance, to_truth
 from analysis.memory import parse_size
 from analysis.squares import Layout, Part, Piece, Plan
 from analysis.tiles import TILE, Tiling
-from sweeper.processors import n_cores
 from sweeper.store import codec, open_store
-from sweeper.store.opening import create_store
-from sweeper.store.schema import SampleSet, sealed_layout
-from sweeper.store.seal import seal
-from sweeper.store.writer import AttemptWriter, TrialHeader
-
-SNAPSHOTS, CLASSES = 60, 10
-
-
-def make(folder: Path, n_trials: int, n_samples: int) -> None:
-    """A sealed store: trials walk from ignorance to one of a few confident networks."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(CLASSES, size=n_samples)
-    kinds = rng.standard_normal((8, n_samples, CLASSES), np.float32)
-    kinds[:, np.arange(n_samples), labels] += 3
-    samples = SampleSet(
-        "test", labels, np.arange(n_samples), tuple(f"class {i}" for i in range(CLASSES))
-    )
-    objects = create_store(folder / "predictions.zarr")
-
-    def write(trial: int) -> None:
-        rng = np.random.default_rng((1, trial))
-        header = TrialHeader(
-            trial_id=f"t{trial:05}",
-            schema=1,
-            config={"model.name": "made", "seed": trial},
-            identity={},
-            steps=list(range(SNAPSHOTS)),
-            metrics=("test_loss", "test_accuracy"),
-            sample_sets={"test": samples},
-        )
-        writer = AttemptWriter(objects, header, 0)
-        kind = kinds[trial % len(kinds)]
-        for snapshot in range(SNAPSHOTS):
-            noise = rng.standard_normal(kind.shape, np.float32)
-            x = (kind + 0.3 * noise) * (2.5 * snapshot / SNAPSHOTS)
-            x -= np.log(np.exp(x).sum(-1, keepdims=True))
-            metrics = {"test_loss": 1.0, "test_accuracy": 0.5}
-            writer.append(snapshot, float(snapshot), metrics, {"test": x.astype(np.float16)})
-        seal(objects, header.trial_id, "complete", writer.attempt)
-
-    with ThreadPoolExecutor(n_cores()) as pool:
-        list(pool.map(write, range(n_trials)))
+from sweeper.store.schema import sealed_layout
+from tests.benchmarks.made import SNAPSHOTS, alone, parser, store
 
 
 class Before:
@@ -83,7 +38,7 @@ class Before:
     def __init__(self, made: blocks.DistanceBlocks) -> None:
         self.homes, self.rows, self.split = made.homes, made.rows, made.split
 
-    def plan(self, missing: Any, layout: Layout) -> Plan:
+    def plan(self, missing: Any, layout: Layout, ask: Any) -> Plan:
         """A tile a square."""
         return Plan(tuple((tile,) for tile in missing), 0)
 
@@ -145,10 +100,8 @@ def count_decodes() -> Counter[str]:
     return counted
 
 
-def compute(
-    folder: Path, before: bool, memory: str, where: str | None, send: Callable[[Any], None]
-) -> None:
-    """All distances of the store, or of some trials, and what that took."""
+def compute(folder: Path, before: bool, memory: str, where: str | None) -> dict[str, float]:
+    """All distances of the store, or of some trials: what that took."""
     counted = count_decodes()
     started, cpu = time.perf_counter(), time.process_time()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -159,15 +112,13 @@ def compute(
     n_samples, n_classes = store.shape("test", "t00000")
     chunk, _ = sealed_layout((SNAPSHOTS, n_samples, n_classes))
     n_chunks = len(store.complete_ids()) * -(-n_samples // chunk)
-    send(
-        {
-            "seconds": time.perf_counter() - started,
-            "cpu": time.process_time() - cpu,
-            "decodes": counted["n"] / n_chunks,
-            "before": resident / 2**20,
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        }
-    )
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu": time.process_time() - cpu,
+        "decodes": counted["n"] / n_chunks,
+        "before": resident / 2**20,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
 
 
 def _fill_before(fill_now: Any, path: Path, source: Any, *rest: Any) -> int:
@@ -176,12 +127,7 @@ def _fill_before(fill_now: Any, path: Path, source: Any, *rest: Any) -> int:
 
 def row(name: str, folder: Path, *how: Any) -> None:
     """Measure one way in a process of its own and print its line."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=compute, args=(folder, *how, queue.put))
-    process.start()
-    found = queue.get()
-    process.join()
+    found = alone(compute, folder, *how)
     print(
         f"| {name} | {found['seconds']:.1f} | {found['cpu']:.1f} | {found['decodes']:.2f} "
         f"| {found['before']:.2f} | {found['peak']:.2f} | {os.getloadavg()[0]:.1f} |",
@@ -191,23 +137,14 @@ def row(name: str, folder: Path, *how: Any) -> None:
 
 def main() -> None:
     """Write the store and print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--models", type=int, default=5040)
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--memory", nargs="+", default=["8GiB", "2GiB"])
-    parser.add_argument("--before", action="store_true")
-    parser.add_argument("--folder")
-    asked = parser.parse_args()
-    n_trials = -(-asked.models // SNAPSHOTS)
-    tiling = Tiling(n_trials * SNAPSHOTS, TILE)
-    with tempfile.TemporaryDirectory(dir=asked.folder) as scratch:
-        made = Path(scratch) / "made"
-        started = time.perf_counter()
-        make(made, n_trials, asked.samples)
+    arguments = parser(__doc__, models=5040, samples=10_000)
+    arguments.add_argument("--memory", nargs="+", default=["8GiB", "2GiB"])
+    arguments.add_argument("--before", action="store_true")
+    asked = arguments.parse_args()
+    with store(asked) as (made, n_trials):
+        tiling = Tiling(n_trials * SNAPSHOTS, TILE)
         print(
-            f"M = {tiling.M:,}, {asked.samples:,} samples, {CLASSES} classes, "
-            f"{sum(1 for _ in tiling.upper())} tiles, {n_cores()} cores; "
-            f"store written in {time.perf_counter() - started:.0f} s\n\n"
+            f"{sum(1 for _ in tiling.upper())} tiles\n\n"
             "| way | seconds | of processors | decodes | GiB before | peak GiB | load |\n"
             + "|---" * 7
             + "|",
