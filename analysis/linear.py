@@ -118,7 +118,7 @@ class Linear(abc.ABC):
 
     def _decode(self, log_p: torch.Tensor, into: torch.Tensor) -> Float64:
         """Fill in the factors; returns Σₙ B(p, p) and the log sums, (2, n)."""
-        x = log_p.to(self._device, torch.float64)
+        x = log_p.to(self._device).double()
         p = x.exp()
         sums = p.sum(-1, keepdim=True)
         if not (sums - 1).abs_().le(tolerance(log_p)).all():

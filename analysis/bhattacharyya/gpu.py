@@ -35,6 +35,7 @@ from analysis.bhattacharyya.kernel import (
     Packed,
     Work,
     after,
+    moved,
     tolerance,
 )
 
@@ -161,7 +162,7 @@ def pack(log_p: torch.Tensor, device: torch.device) -> Operand:
     step = max(1, _PACKED // (n * n_classes))
     for start in range(0, n_samples, step):
         samples = slice(start, min(start + step, n_samples))
-        s = _moved(log_p[:, samples], device).transpose(0, 1).float().div_(2).exp_()
+        s = moved(log_p[:, samples], device).transpose(0, 1).float().div(2).exp_()
         norms = torch.linalg.vector_norm(s, dim=-1, keepdim=True)
         s /= norms
         sums = norms[..., 0].double().square_()
@@ -175,17 +176,6 @@ def pack(log_p: torch.Tensor, device: torch.device) -> Operand:
     if int(n_right) < n * n_samples:
         raise NotDistributionsError
     return Operand(parts.view(-1, 2, n, chunk), n_chunks, log_sums)
-
-
-def _moved(log_p: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy on the device; of some samples of rows that are there in full, by way of all."""
-    n, row, width = len(log_p), log_p[0].numel(), log_p.stride(0)
-    there = log_p.untyped_storage().nbytes() // log_p.itemsize - log_p.storage_offset()
-    if log_p.stride()[1:] != (log_p.shape[2], 1) or not row <= width <= there // n:
-        return log_p.to(device)
-    # What is in one piece is copied by the device itself; what is not would be gathered first.
-    rows = log_p.as_strided((n, width), (width, 1)).to(device)
-    return rows.as_strided(log_p.shape, log_p.stride())
 
 
 def accumulate(work: Sequence[tuple[torch.Tensor, Operand, Operand | None]]) -> None:

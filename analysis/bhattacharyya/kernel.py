@@ -92,6 +92,21 @@ def tolerance(values: torch.Tensor) -> float:
     return HALF_TOLERANCE if values.dtype == torch.float16 else ROW_SUM_TOLERANCE
 
 
+def moved(log_p: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Some samples of snapshots on a device, of which they are a copy unless they are there.
+
+    What is in one piece is copied by the device itself, what is not is gathered first. So of rows
+    of which half or more is wanted, all is copied.
+    """
+    n, row, width = len(log_p), log_p[0].numel(), log_p.stride(0)
+    there = log_p.untyped_storage().nbytes() // log_p.itemsize - log_p.storage_offset()
+    in_rows = log_p.stride()[1:] == (log_p.shape[2], 1) and row <= width <= min(2 * row, there // n)
+    if log_p.device == device or not in_rows:
+        return log_p.to(device)
+    rows = log_p.as_strided((n, width), (width, 1)).to(device)
+    return rows.as_strided(log_p.shape, log_p.stride())
+
+
 def after(before: Packed | None, run: Any, own: Float64, log_sums: Float64) -> Packed:
     """What is packed, with the totals of the runs before."""
     if before is not None:

@@ -21,6 +21,7 @@ from analysis.bhattacharyya.kernel import (
     Packed,
     Work,
     after,
+    moved,
     to_distances,
     tolerance,
 )
@@ -30,7 +31,7 @@ _TILE = 384  # snapshots
 _TILE_ON_GPU = 2048  # 384 take eight times as long there
 _CORNER = 96  # of a tile on the diagonal, half of which is computed in vain
 _BLOCK = 256  # samples that a tile's sums are added up of before they go to memory
-_AT_ONCE = 2**20  # entries that are decoded at once
+_AT_ONCE, _AT_ONCE_ON_GPU = 2**20, 2**26  # entries that are decoded at once
 
 
 class Portable:
@@ -60,6 +61,7 @@ class Portable:
         self._dtype = torch.float32 if n_samples >= AVERAGING else torch.float64
         on_cpu = device.type == "cpu"
         self._tile = _TILE if on_cpu else _TILE_ON_GPU
+        self._at_once = _AT_ONCE if on_cpu else _AT_ONCE_ON_GPU
         self.rate = 8e9 * n_threads if on_cpu else 3e11
 
     def step(self, n_classes: int) -> int:
@@ -76,12 +78,13 @@ class Portable:
         s = torch.empty(n_samples, n, n_classes, dtype=self._dtype, device=self._device)
         own, log_sums = (torch.empty(n_samples, n, dtype=torch.float64) for _ in range(2))
         exact = torch.promote_types(log_p.dtype, self._dtype)
-        step = max(1, _AT_ONCE // (n * n_classes))
+        step = max(1, self._at_once // (n * n_classes))
 
         def decode(start: int) -> bool:
             samples = slice(start, start + step)
+            here = moved(log_p[:, samples], self._device).transpose(0, 1)
             # A copy, whatever the input's layout and type are: what follows is in place.
-            x = log_p[:, samples].transpose(0, 1).to(self._device, exact, copy=True).div_(2).exp_()
+            x = here.to(exact, copy=True).div_(2).exp_()
             norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
             s[samples] = x.div_(norms)
             left = torch.linalg.vector_norm(s[samples].double(), dim=-1)

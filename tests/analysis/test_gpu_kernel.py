@@ -39,10 +39,12 @@ folder = sys.argv[1]
 tile, packed, step, run = map(int, sys.argv[2:])
 gpu._DTYPE, gpu.ROWS, gpu.COLUMNS, gpu._PACKED = torch.float32, tile, tile, packed
 given = np.load(f"{folder}/given.npz")
-p, q = (torch.from_numpy(given[name]) for name in "pq")
+p, q = (torch.from_numpy(given[name]).float() for name in "pq")
+before = p.clone()
 gpu._STEP = step
 kernel = gpu.Gpu(torch.device("cpu"))
 np.savez(f"{folder}/found.npz", pq=pairwise(kernel, p, q, run), pp=pairwise(kernel, p, None, run))
+assert torch.equal(p, before)
 """
 
 
