@@ -14,12 +14,13 @@ demo: $(VENV)/.installed
 	$(BIN)/sweeper analyze all $(RUNS)/digits
 	@echo "open $(RUNS)/digits/analysis/report.html in a browser"
 
+# On two processors: of three processes one mostly waits, for clusters; more threads would only spin.
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist worksteal
 
 test-cluster: $(VENV)/.installed-dev    # Slurm, several hosts: as root; skips what is not installed
 	$(BIN)/pytest -m cluster tests/cluster

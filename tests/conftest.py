@@ -114,6 +114,11 @@ def make_samples() -> Callable[..., SampleSet]:
     return sample_set
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is slow comes first: it mostly waits, and all else is run beside it."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 # --- a bucket ---------------------------------------------------------------------------------
 
 

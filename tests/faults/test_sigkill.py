@@ -17,6 +17,8 @@ import pytest
 
 from sweeper.store import open_store
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("SWEEPER_FAULT_KILLS", "2"))
 
 GRID = """
@@ -108,7 +110,6 @@ def test_a_kill_at_any_instant_loses_nothing(
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(KILLS // 2 if KILLS < 20 else KILLS))
 def test_a_kill_of_a_sweep_on_a_cluster_loses_nothing(
     seed: int, grid: Path, undisturbed: tuple[dict[str, str], float], tmp_path: Path

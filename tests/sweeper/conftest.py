@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from sweeper.cli import main
 from sweeper.errors import SweeperError
@@ -101,7 +102,9 @@ class Done:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+def here(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Done]]:
     """Runs the command line in this process: for commands that train little or nothing."""
 
     def run(*arguments: object) -> Done:
@@ -112,4 +115,6 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
             main()
         return Done(int(ended.value.code or 0), *capfd.readouterr())
 
-    return run
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)  # which a trial sets

@@ -143,18 +143,18 @@ def test_the_grid_that_is_kept_gives_the_trials_that_were_asked_for(here, grid: 
     assert text_of(load_grid(grid), ()) == GRID
 
 
-def test_launch_again_runs_nothing_and_an_extended_grid_only_what_is_new(tmp_path: Path):
+def test_launch_again_runs_nothing_and_an_extended_grid_only_what_is_new(here, tmp_path: Path):
     small, large = tmp_path / "grid.yaml", tmp_path / "larger.yaml"
     small.write_text(GRID.replace("[0, 2]", "[0, 1]"))
     large.write_text(GRID)
     options = ("--sweep-dir", tmp_path / "sweep", "--executor", "local", "-y")
-    assert sweeper("launch", small, *options).returncode == 0
+    assert here("launch", small, *options).returncode == 0
     first = open_store(tmp_path / "sweep").trials()
     written = tree(tmp_path / "sweep" / "predictions.zarr" / "trials")
 
-    again = sweeper("launch", small, *options)
+    again = here("launch", small, *options)
     assert "2 complete, 0 to run" in again.stderr
-    more = sweeper("launch", large, *options)
+    more = here("launch", large, *options)
     assert "4 trials, 2 complete, 2 to run" in more.stderr
     assert "2/2 trials complete" in more.stderr
 
@@ -165,11 +165,11 @@ def test_launch_again_runs_nothing_and_an_extended_grid_only_what_is_new(tmp_pat
 
 def test_limit_runs_so_many_and_resume_the_rest_without_the_grid(here, grid: Path, tmp_path: Path):
     folder = tmp_path / "sweep"
-    sweeper("launch", grid, "--sweep-dir", folder, "--executor", "local", "--limit", 1, "-y")
+    here("launch", grid, "--sweep-dir", folder, "--executor", "local", "--limit", 1, "-y")
     shown = json.loads(here("status", folder, "--json").stdout)
     assert (shown["counts"]["complete"], shown["counts"]["waiting"]) == (1, 3)
     grid.unlink()
-    assert sweeper("resume", folder, "--executor", "local", "-y").returncode == 0
+    assert here("resume", folder, "--executor", "local", "-y").returncode == 0
     shown = json.loads(here("status", folder, "--json").stdout)
     assert shown["counts"]["complete"] == shown["n_planned"] == 4
 
@@ -184,7 +184,9 @@ def test_verify_finds_a_healthy_store_healthy(here, finished: Path):
 # --- failures, signals ----------------------------------------------------------------------
 
 
-def test_a_failing_trial_is_reported_exits_3_and_runs_again_on_the_next_launch(tmp_path: Path):
+def test_a_failing_trial_is_reported_exits_3_and_runs_again_on_the_next_launch(
+    here, tmp_path: Path
+):
     (tmp_path / "mine.py").write_text(
         "from pathlib import Path\n"
         "from torch import nn\n"
@@ -207,17 +209,13 @@ def test_a_failing_trial_is_reported_exits_3_and_runs_again_on_the_next_launch(t
     assert failed.returncode == 3
     assert "RuntimeError: no such luck" in failed.stderr
     assert "Traceback" not in failed.stderr
-    shown = sweeper("status", "runs/small", cwd=tmp_path).stdout
+    shown = here("status", tmp_path / "runs" / "small").stdout
     assert "2 failed with RuntimeError: no such luck" in shown
 
     (tmp_path / "cured").touch()
     assert sweeper(*launch, cwd=tmp_path).returncode == 0
-    assert (
-        json.loads(sweeper("status", "runs/small", "--json", cwd=tmp_path).stdout)["counts"][
-            "complete"
-        ]
-        == 4
-    )
+    shown = json.loads(here("status", tmp_path / "runs" / "small", "--json").stdout)
+    assert shown["counts"]["complete"] == 4
 
 
 def test_a_changed_plug_in_is_refused_unless_allowed(tmp_path: Path):
@@ -240,11 +238,11 @@ def test_a_changed_plug_in_is_refused_unless_allowed(tmp_path: Path):
 
 
 def test_a_grid_of_another_name_is_refused_in_a_directory_that_holds_a_sweep(
-    finished: Path, tmp_path: Path
+    here, finished: Path, tmp_path: Path
 ):
     (tmp_path / "other.yaml").write_text(GRID.replace("name: small", "name: other"))
     before = (finished / "manifest.json").read_bytes()
-    done = sweeper("launch", tmp_path / "other.yaml", "--sweep-dir", finished, "-y")
+    done = here("launch", tmp_path / "other.yaml", "--sweep-dir", finished, "-y")
     assert "holds the sweep `small`" in fails(done)
     assert (finished / "manifest.json").read_bytes() == before
 
@@ -268,7 +266,7 @@ def test_a_directory_held_by_a_live_driver_is_refused_and_left_alone(here, tmp_p
         shown = json.loads(here("status", folder, "--json").stdout)
         assert shown["counts"]["running"] == 1
         assert shown["driver"]["pid"] == process.pid
-        refused = sweeper("resume", folder, "--executor", "local", "-y")
+        refused = here("resume", folder, "--executor", "local", "-y")
         assert refused.returncode == 2
         assert f"held by another driver, process {process.pid}" in refused.stderr
     finally:

@@ -24,7 +24,7 @@ import torch
 from sweeper.cli import main
 from sweeper.schedule import retry
 from sweeper.schedule.retry import BUDGETS
-from sweeper.store import open_store
+from sweeper.store import claim, open_store
 from sweeper.store.objects import open_objects
 from sweeper.store.root import Root
 from tests.s3_server import (
@@ -284,8 +284,11 @@ def test_a_drained_trial_goes_on_from_its_checkpoint_in_the_bucket(
 
 
 def test_a_store_that_goes_down_fails_trials_and_loses_nothing(
-    proxy: Proxy, s3_url: str, stored, folder: Path, expected: dict[str, str]
+    proxy: Proxy, s3_url: str, stored, folder: Path, expected: dict[str, str], monkeypatch
 ):
+    looks: list[float] = []  # at a claim that no driver could take back
+    monkeypatch.setattr(claim, "_pause", looks.append)
+
     def go_down(request: Request) -> None:
         proxy.go_down()
 
@@ -313,6 +316,7 @@ def test_a_store_that_goes_down_fails_trials_and_loses_nothing(
 
     proxy.heal()
     assert resume(folder).code == 0
+    assert sum(looks) == claim.STALE_SECONDS
     assert digests(folder) == expected
     assert sweeper("verify", folder).code == 0
     assert_no_secret(folder, stored())

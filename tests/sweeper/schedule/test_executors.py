@@ -32,10 +32,6 @@ from sweeper.store import open_store
 MakeTrial = Callable[..., Trial]
 
 
-def two_slots() -> TuneExecutor:
-    return TuneExecutor(n_cpus=2)
-
-
 EXECUTORS = [
     pytest.param(LocalExecutor, id="local"),
     pytest.param(
@@ -73,7 +69,9 @@ class TestExecutor:
     def test_each_order_ends_once_and_one_that_fails_stops_no_other(
         self, make_executor, tmp_path: Path, plug_in: str, make_trial: MakeTrial
     ):
-        good = [make_trial(seed=seed) for seed in range(3)] + [make_trial(f"{plug_in}:linear")]
+        flaky = make_trial(f"{plug_in}:flaky", mark=str(tmp_path / "failed"))
+        good = [*(make_trial(seed=seed) for seed in range(3)), make_trial(f"{plug_in}:linear")]
+        good.append(flaky)
         bad = make_trial(f"{plug_in}:failing")
         trials = [good[0], bad, *good[1:]]
 
@@ -85,7 +83,10 @@ class TestExecutor:
             (bad.trial_id, "bug", "RuntimeError")
         ]
         again = [event.failure for event in events if isinstance(event, Retry)]
-        assert again == failures, "once more, and then for good"
+        assert [f for f in again if f.trial_id == bad.trial_id] == failures, "once, then for good"
+        of_flaky = [event for event in events if event.trial_id == flaky.trial_id]
+        assert [type(e) for e in of_flaky if not isinstance(e, Progress)] == [Retry, Outcome]
+        assert len(again) == 2
         assert "in their_models.py:fail: this architecture has a bug" in failures[0].signature
         assert "this architecture has a bug" in failures[0].message
         log = (tmp_path / "sweep" / "logs" / f"{bad.trial_id}.log").read_text()
@@ -93,16 +94,7 @@ class TestExecutor:
         assert "their_models.py" in log
         assert f"attempt 2 on {socket.gethostname()} (cpu) failed" in log
         assert set(open_store(tmp_path / "sweep").complete_ids()) == {t.trial_id for t in good}
-
-    def test_what_fails_once_is_run_again_to_the_same_digest(
-        self, make_executor, tmp_path: Path, plug_in: str, make_trial: MakeTrial
-    ):
-        mark = tmp_path / "failed"
-        flaky = make_trial(f"{plug_in}:flaky", mark=str(mark))
-        events = run(make_executor(), tmp_path / "sweep", [flaky])
-        assert [type(e) for e in events if not isinstance(e, Progress)] == [Retry, Outcome]
-
-        run(LocalExecutor(), tmp_path / "undisturbed", [flaky])
+        run(LocalExecutor(), tmp_path / "undisturbed", good)
         assert digests(tmp_path / "sweep") == digests(tmp_path / "undisturbed")
 
     def test_drained_attempts_checkpoint_and_go_on_later_to_the_same_digest(
@@ -167,14 +159,18 @@ def test_slots_that_cannot_start_end_the_launch_and_say_why(tmp_path: Path, make
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_slot_that_is_killed_comes_back_and_its_trial_is_run_again(
+def test_a_slot_that_is_killed_or_told_to_leave_comes_back_and_its_trial_goes_on(
     tmp_path: Path, plug_in: str, make_trial: MakeTrial
 ):
-    deadly = [
-        make_trial(f"{plug_in}:deadly", mark=str(tmp_path / f"died-{number}"), number=number)
-        for number in (int(signal.SIGKILL), int(signal.SIGSEGV))
-    ]
-    trials = [*deadly, *(make_trial(seed=seed) for seed in range(4))]
+    def signalled(*numbers: signal.Signals) -> list[Trial]:
+        return [
+            make_trial(f"{plug_in}:deadly", mark=str(tmp_path / number.name), number=int(number))
+            for number in numbers
+        ]
+
+    deadly = signalled(signal.SIGKILL, signal.SIGSEGV)
+    leaving = signalled(signal.SIGTERM, signal.SIGUSR1)
+    trials = [*deadly, *leaving, *(make_trial(seed=seed) for seed in range(4))]
 
     events = run(TuneExecutor(n_cpus=2), tmp_path / "sweep", trials)
 
@@ -182,7 +178,19 @@ def test_a_slot_that_is_killed_comes_back_and_its_trial_is_run_again(
     assert {f.trial_id for f in lost} == {trial.trial_id for trial in deadly}
     assert {(f.kind, f.error) for f in lost} == {("lost", "WorkerDied")}
     assert all("its worker died" in f.message for f in lost)
-    assert sorted(named(events, Outcome)) == sorted(trial.trial_id for trial in trials)
+    ended = [e.trial_id for e in events if isinstance(e, Outcome) and e.state == "complete"]
+    assert sorted(ended) == sorted(trial.trial_id for trial in trials)
+    for trial in trials:
+        of_it = [event for event in events if event.trial_id == trial.trial_id]
+        outcomes = [(e.attempt, e.state) for e in of_it if isinstance(e, Outcome)]
+        if trial not in leaving:
+            assert len(outcomes) == 1
+            continue
+        assert outcomes == [(1, "stopped"), (2, "complete")]
+        starts = [e.step for e in of_it if isinstance(e, Progress) and e.attempt == 2]
+        assert starts[0] == 1, "from the checkpoint after the step in which it was told"
+    run(LocalExecutor(), tmp_path / "undisturbed", trials)
+    assert digests(tmp_path / "sweep") == digests(tmp_path / "undisturbed")
 
 
 @pytest.mark.ray
@@ -204,28 +212,6 @@ def test_a_worker_that_hangs_is_replaced_and_one_that_is_too_slow_is_given_up(
     assert [(f.trial_id, f.kind, f.error) for f in given_up] == [
         (endless.trial_id, "lost", "TimeLimit")
     ]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_worker_that_is_told_to_leave_checkpoints_and_another_goes_on(
-    tmp_path: Path, plug_in: str, make_trial: MakeTrial
-):
-    leaving = [
-        make_trial(f"{plug_in}:deadly", mark=str(tmp_path / f"told-{number}"), number=number)
-        for number in (int(signal.SIGTERM), int(signal.SIGUSR1))
-    ]
-
-    events = run(TuneExecutor(n_cpus=1), tmp_path / "sweep", leaving)
-
-    for trial in leaving:
-        of_it = [event for event in events if event.trial_id == trial.trial_id]
-        outcomes = [(e.attempt, e.state) for e in of_it if isinstance(e, Outcome)]
-        assert outcomes == [(1, "stopped"), (2, "complete")]
-        starts = [e.step for e in of_it if isinstance(e, Progress) and e.attempt == 2]
-        assert starts[0] == 1, "from the checkpoint after the step in which it was told"
-    run(LocalExecutor(), tmp_path / "undisturbed", leaving)
-    assert digests(tmp_path / "sweep") == digests(tmp_path / "undisturbed")
 
 
 @pytest.mark.ray
