@@ -100,15 +100,6 @@ def test_torch_and_numpy_of_every_precision_give_the_same_distances(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_what_is_given_stays_as_it_is(kernel, dtype):
-    p = random_log_probs(3, 300, 10).astype(dtype)
-    before = p.copy()
-    pairwise(p, p[:2], kernel=kernel)
-    assert np.array_equal(p, before)
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
 def test_float16_rounding_of_rows_is_not_taken_for_distance(kernel):
     p = random_log_probs(3, 300, 10, scale=5).astype(np.float16)
     assert np.abs(pairwise(p, p, kernel=kernel).diagonal()).max() < 1e-7
