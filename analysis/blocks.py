@@ -128,6 +128,7 @@ class DistanceBlocks:
                     self.has_closed_truth,
                 )
                 for kernel, part in zip(kernels, _dealt(square, len(kernels)), strict=True)
+                if part  # of more kernels than tiles, some have nothing to do
             ]
             pool = stack.enter_context(ThreadPoolExecutor(len(shares)))
             rows = Rows(self.homes, table, self.split)

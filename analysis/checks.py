@@ -33,6 +33,7 @@ from sweeper.errors import AnalysisError
 SNAPSHOTS, RESAMPLES = 300, 100
 CHECKS = "checks.json"
 _SHOWN = (1, 2, 3, 10)  # axes
+_ROUNDING = 1e-12  # nats, of distances in float64
 _AT_ONCE = 1 << 24  # coefficients, or predictions, in float64
 _MATRICES = 20  # as large as all distances, at most, beside the resampled ones
 _COPIES = 6  # of a run's coefficients and predictions, at most
@@ -62,8 +63,8 @@ def check(
 
     Raises
     ------
-    SweeperError : as in `analysis.stages.distances`, a number is too small, or one is too large for
-        the memory.
+    SweeperError : as in `analysis.stages.distances`, all snapshots coincide, a number is too small,
+        or one is too large for the memory.
     """
     if n_snapshots <= AXES:
         raise AnalysisError("--snapshots", f"`{n_snapshots}`", f"more than {AXES}")
@@ -125,6 +126,9 @@ def _results(
         Rows(homes, chosen, selection.split).runs(shape, step, 1),
         stratified_counts(labels, n_resamples),
     )
+    if found.bhattacharyya.max() <= _ROUNDING:
+        where, allowed = selection.union.location, "at least two different ones"
+        raise AnalysisError(where, "all snapshots coincide", allowed)
     n_axes = min(max(_SHOWN), len(chosen) - 1)
     return {
         "n_snapshots": len(chosen),

@@ -247,10 +247,13 @@ class _Progress:
     def __init__(self, name: str) -> None:
         self.name = name
         self.first: float | None = None  # tiles that were there before this run
+        self.most = -1.0
         self.started = self.shown = time.monotonic()
 
     def __call__(self, done: float, total: int) -> None:
-        now = time.monotonic()
+        if done <= self.most:  # tiles that are stored were told of as they were computed
+            return
+        self.most, now = done, time.monotonic()
         self.first = done if self.first is None else self.first
         interactive = sys.stderr.isatty()
         if not interactive and now - self.shown < self.interval:

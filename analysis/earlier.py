@@ -35,7 +35,8 @@ class Earlier:
     sound: frozenset[Tile]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Earlier, (self.path, self.there, self.sound)  # and no open matrix
+        # No open matrix, and a path that other processes, in other folders, find as well.
+        return Earlier, (self.path.absolute(), self.there, self.sound)
 
     @functools.cached_property
     def _matrix(self) -> Distances:

@@ -21,6 +21,7 @@ from analysis.tiles import (
     Distances,
     Tile,
     Tiling,
+    aside,
     bytes_of,
     create,
     describe,
@@ -35,6 +36,7 @@ from sweeper.errors import AnalysisError, StoreError
 from sweeper.processors import n_cores
 from sweeper.room import free_room
 
+_STORED_AT_ONCE = 8  # tiles, which disks take no more of
 _SHARED = "put the sweep directory, or the folder that `--out` names, on a shared file system"
 
 Record = dict[str, Any]
@@ -112,12 +114,12 @@ def fill(
     missing = [tile for tile in tiling.upper() if done is None or tile_name(tile) not in done]
     _check_room(path, len(missing) * bytes_of(tiling))
     if done is None:
-        _set_aside(place, _aside(path), about)
+        _set_aside(place, aside(path), about)
         create(place, tiling, about)
         done = {}
     remove_partials(place)
     write_atomically(record_of(place), b"".join(_line(entry) for entry in done.values()))
-    earlier = earlier_of([path, _aside(path)], about) if missing and place != path else None
+    earlier = earlier_of([path, aside(path)], about) if missing and place != path else None
     layout = _layout(tiling, earlier)
     if earlier is not None:
         n_reused = sum(layout.n_known(tile) for tile in missing)
@@ -139,7 +141,7 @@ def fill(
     describe(place, tiling, about)  # what is left out may differ, though the tiles do not
     if place != path:
         _publish(place, path)
-    shutil.rmtree(_aside(path), ignore_errors=True)
+    shutil.rmtree(aside(path), ignore_errors=True)
     return len(missing)
 
 
@@ -210,11 +212,12 @@ def _computed(
             str(place), "not on this machine", "a folder that every machine sees", _SHARED
         )
     storing: deque[Future[Record]] = deque()
-    with ThreadPoolExecutor(n_cores()) as pool:
+    n_threads = min(n_cores(), _STORED_AT_ONCE)
+    with ThreadPoolExecutor(n_threads) as pool:
         for found in source.compute(square, layout, run):
             if isinstance(found, Part):
                 storing.append(pool.submit(_stored, place, layout, earlier, found))
-                if len(storing) > n_cores():  # so that few tiles wait in memory
+                if len(storing) > n_threads:  # so that few tiles wait in memory
                     yield storing.popleft().result()
             else:
                 yield found * len(square)
@@ -277,15 +280,10 @@ def _previous(path: Path) -> Path:
     return path.parent / f"{path.stem}.previous{path.suffix}"
 
 
-def _aside(path: Path) -> Path:
-    """Where an unfinished matrix about something else waits until a newer one is finished."""
-    return path.parent / f"{path.stem}.aside{path.suffix}"
-
-
-def _set_aside(made: Path, aside: Path, about: Mapping[str, Any]) -> None:
+def _set_aside(made: Path, kept: Path, about: Mapping[str, Any]) -> None:
     """Keep of two matrices that were never finished the one of which more can be used."""
-    best = earlier_of([made, aside], about)
+    best = earlier_of([made, kept], about)
     if best is None or best.path == made:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(kept, ignore_errors=True)
         if best is not None:
-            made.rename(aside)
+            made.rename(kept)

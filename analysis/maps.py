@@ -59,7 +59,8 @@ def freeze(
         embedded, k = spectrum["provenance"], len(spectrum["eigenvalues"])
         if (distance := distance_of(embedded)) != BHATTACHARYYA:
             found = f"the embedding is of distances of the kind `{distance}`"
-            raise AnalysisError(str(folder), found, f"`{BHATTACHARYYA}`, which `project` computes")
+            allowed = f"`{BHATTACHARYYA}`, which `project` computes"
+            raise AnalysisError(str(folder), found, allowed, "name the sweep directory itself")
         if n_landmarks <= k:
             allowed = f"more than the {k} axes of the embedding"
             raise AnalysisError("--landmarks", f"`{n_landmarks}`", allowed)

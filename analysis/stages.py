@@ -34,7 +34,16 @@ from analysis.memory import budget
 from analysis.places import artifacts
 from analysis.provenance import are_of, provenance, write_document, write_table
 from analysis.select import Selection, select
-from analysis.tiles import DISTANCES, TILE, Tiling, attributes_of, open_distances, unfinished
+from analysis.tiles import (
+    DISTANCES,
+    TILE,
+    Tiling,
+    aside,
+    attributes_of,
+    finished,
+    open_distances,
+    unfinished,
+)
 from analysis.union import open_union
 from sweeper.errors import AnalysisError, StoreError, nearest
 from sweeper.store import Store
@@ -220,13 +229,13 @@ def report(folder: Path, say: Say = lambda message: None) -> list[Path]:
 
 
 def _check_kind(folder: Path, kind: Distance) -> None:
-    """Refuse a folder with distances of another kind, finished or not."""
+    """Refuse a folder with distances of another kind, all of them or some."""
     path = artifacts(folder) / DISTANCES
-    for place in (path, unfinished(path)):
+    for place in (path, unfinished(path), aside(path)):
         found = kind.name
         with contextlib.suppress(StoreError, KeyError):  # what is damaged is computed again
             found = distance_of((attributes_of(place) or {})["about"])
-        if found != kind.name:
+        if found != kind.name and finished(place):
             raise AnalysisError(
                 str(folder),
                 f"distances of the kind `{found}` are there",

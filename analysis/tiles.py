@@ -317,6 +317,11 @@ def unfinished(path: Path) -> Path:
     return path.parent / f"{path.stem}.unfinished{path.suffix}"
 
 
+def aside(path: Path) -> Path:
+    """Where an unfinished matrix about something else waits until a newer one is finished."""
+    return path.parent / f"{path.stem}.aside{path.suffix}"
+
+
 # --- files ----------------------------------------------------------------------------------
 
 

@@ -55,6 +55,16 @@ def test_too_few_are_refused(sweep, asked, what):
         checks.check(sweep, **asked)
 
 
+@pytest.mark.parametrize("p", [[0.25, 0.25, 0.25, 0.25], [0.1, 0.2, 0.3, 0.4]])
+def test_snapshots_that_all_coincide_are_refused(tmp_path, monkeypatch, write_trial, p):
+    same = lambda logits, axis: np.log(np.tile(p, (len(logits), 1)))  # noqa: E731
+    monkeypatch.setitem(write_trial.__globals__, "log_softmax", same)
+    write_trial(tmp_path, "t0")
+    with pytest.raises(AnalysisError, match="all snapshots coincide"):
+        checks.check(tmp_path)
+    assert not (tmp_path / "analysis").exists()
+
+
 def test_too_many_for_the_memory_are_refused_with_how_many_are_not(sweep, monkeypatch):
     monkeypatch.setattr(memory, "resident_memory", lambda: 0)
     given = (128 << 20) + (100 << 10)

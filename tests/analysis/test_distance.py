@@ -23,7 +23,7 @@ from analysis.earlier import earlier_of
 from analysis.inpca import inpca
 from analysis.places import asked
 from analysis.resampling import measure, stratified_counts
-from analysis.tiles import attributes_of, open_distances
+from analysis.tiles import aside, attributes_of, open_distances
 from sweeper.errors import AnalysisError
 from sweeper.store import open_store
 from tests.analysis.test_stages import page_data
@@ -183,6 +183,32 @@ def test_distances_of_another_kind_are_not_replaced(sweep, tmp_path, there, want
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_of_another_kind_that_was_refused_before_its_first_tile_nothing_is_there(sweep, tmp_path):
+    folder = tmp_path / "out"
+    with pytest.raises(AnalysisError, match="--memory"):
+        stages.distances(folder, places=[str(sweep)], distance="symmetrised-kl", memory=1)
+    stages.distances(folder, places=[str(sweep)], distance="hellinger")
+    check_equals(folder, measured(sweep, "hellinger"))
+
+
+def test_distances_of_another_kind_that_wait_to_be_reused_are_not_replaced(sweep, tmp_path):
+    folder, places = tmp_path / "out", [str(sweep)]
+
+    def stop(done: float, total: int) -> None:
+        if isinstance(done, int) and done == 1:  # and not under way
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):  # when a tile is stored
+        stages.distances(folder, "seed < 3", places=places, distance="hellinger", progress=stop)
+    with pytest.raises(AnalysisError, match="--memory"):
+        stages.distances(folder, places=places, distance="hellinger", memory=1)
+    kept = sorted(aside(folder / "analysis" / "distances.zarr").rglob("*"))
+    assert kept
+    with pytest.raises(AnalysisError, match="distances of the kind `hellinger` are there"):
+        stages.distances(folder, places=places)
+    assert sorted(aside(folder / "analysis" / "distances.zarr").rglob("*")) == kept
+
+
 def test_damaged_distances_of_any_kind_are_made_again(sweep, tmp_path):
     folder = tmp_path / "out"
     stages.distances(folder, places=[str(sweep)], distance="hellinger")
@@ -194,8 +220,10 @@ def test_damaged_distances_of_any_kind_are_made_again(sweep, tmp_path):
 @pytest.mark.parametrize("name", OTHERS)
 def test_there_is_no_map_of_another_distance(sweep, name):
     analyze("all", sweep, "--distance", name, "--out", sweep / name, "--components", 3)
-    with pytest.raises(AnalysisError, match=f"of distances of the kind `{name}`; `bhattacharyya`"):
+    match = f"of distances of the kind `{name}`; `bhattacharyya`"
+    with pytest.raises(AnalysisError, match=match) as caught:
         maps.freeze(sweep / name)
+    assert caught.value.hint == "name the sweep directory itself"
     assert not (sweep / name / "analysis" / "map.npz").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -102,6 +103,25 @@ def test_a_subset_is_only_copied(sweep, kernels, where):
     M = open_distances(sweep).shape[0]
     assert f"{M * (M - 1) // 2} of {M * (M - 1) // 2} distances were there before" in said
     check_equals(sweep, afresh(sweep, where))
+
+
+def test_processes_in_other_folders_find_what_is_copied(sweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(sweep.parent)
+    stages.distances(Path(sweep.name))
+    add(sweep, "b5", 3)
+
+    def map_elsewhere(task, squares, unfit):
+        for square in squares:
+            sent = pickle.dumps(task)
+            with monkeypatch.context() as there:
+                there.chdir(tmp_path.parent)
+                done = list(pickle.loads(sent)(square))
+            yield done
+
+    said: list[str] = []
+    stages.distances(Path(sweep.name), say=said.append, map=map_elsewhere)
+    assert [line for line in said if "were there before" in line]
+    check_equals(sweep, afresh(sweep))
 
 
 def test_a_trial_that_came_out_differently_is_computed_again(sweep, kernels, tmp_path):

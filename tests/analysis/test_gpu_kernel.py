@@ -117,15 +117,16 @@ def kernels(n_samples, n_classes):
 rows = select(open_union([sys.argv[1]])).rows
 homes = {trial_id: sys.argv[1] for trial_id in rows["trial_id"]}
 source = DistanceBlocks(homes, rows, "test", lambda: 1 << 30, kernels=kernels)
-fill(Path(sys.argv[2]), source, Tiling(len(rows), 6), {"fingerprint": "one"})
+fill(Path(sys.argv[2]), source, Tiling(len(rows), int(sys.argv[3])), {"fingerprint": "one"})
 """
 
 
 @needs_triton
-def test_interpreted_two_of_them_share_the_tiles_of_a_store(tmp_path, write_trial):
+@pytest.mark.parametrize("tile", [6, 15])  # of 15, so that there are fewer tiles than kernels
+def test_interpreted_two_of_them_share_the_tiles_of_a_store(tmp_path, write_trial, tile):
     p = np.concatenate([write_trial(tmp_path, t, n_samples=20) for t in ("t0", "t1", "t2")])
     subprocess.run(
-        [sys.executable, "-c", OF_A_STORE, str(tmp_path), str(tmp_path / "d")],
+        [sys.executable, "-c", OF_A_STORE, str(tmp_path), str(tmp_path / "d"), str(tile)],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=ROOT,
         check=True,

@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from typer.testing import CliRunner
 
 from analysis import eigenpairs, stages, upper
-from analysis.cli import app
+from analysis.cli import _Progress, app
 from analysis.inpca import inpca
 from analysis.tiles import open_distances
 from sweeper.errors import AnalysisError, MissingStoreError, StoreError
@@ -301,6 +301,16 @@ def test_too_many_components_are_refused(sweep):
     stages.distances(sweep)
     with pytest.raises(AnalysisError, match="n_components: `20`; 1 to 19"):
         stages.embed(sweep, 20)
+
+
+def test_progress_on_a_terminal_never_goes_back(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown = _Progress("distances")
+    for done in (0, 1.5, 3.0, 1, 2, 3):  # a square under way, done, and its three tiles stored
+        shown(done, 3)
+    lines = capsys.readouterr().err.split("\r\x1b[K")[1:]
+    assert [line.split("/")[0].split()[-1] for line in lines] == ["0", "2", "3"]
+    assert lines[-1].endswith("3/3 tiles\n")
 
 
 def test_importing_the_command_line_loads_nothing_heavy():
