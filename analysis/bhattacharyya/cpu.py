@@ -32,7 +32,7 @@ Float64 = npt.NDArray[np.float64]
 
 INSTRUCTIONS = {16: "AVX-512", 8: "AVX2", 4: "128-bit vectors"}  # by float32 lanes
 PANEL = 16  # snapshots that are packed together: WIDTH of the C code
-_TILE = 128  # rows and columns that a thread takes; their operands stay in a core's cache
+_TILE = 256  # rows and columns that a thread takes: those of fewer come from memory more often
 _PANELS = 4  # that a thread packs at once
 _BLOCK = 1280  # classes × samples that one logarithm is taken of: BLOCK of the C code
 _GROUP = 4  # samples in a product

@@ -127,7 +127,7 @@ def test_identical_and_disjoint_and_hard_predictions():
 
 
 @pytest.mark.usefixtures("width")
-@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 32, 33, 127, 128, 129, 161])
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 32, 33, 255, 256, 257, 289])
 def test_any_number_of_snapshots_is_symmetric_and_agrees_with_a_rectangle(n):
     p = predictions(n, 261, 3)
     D = pairwise(p, kernel="cpu")
