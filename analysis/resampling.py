@@ -93,7 +93,7 @@ def measure(runs: Runs, counts: Float64) -> Distances:
         pairs = bc[:, upper[0], upper[1]]
         if log_bc is None:
             log_bc = torch.zeros(weights.shape[1], pairs.shape[1], dtype=torch.float64)
-        log_bc.addmm_(weights[samples].T, (pairs + COEFFICIENT_FLOOR).log_())
+        log_bc.addmm_(weights[samples].T, pairs.clamp_min(COEFFICIENT_FLOOR).log_())
         bc_sum = bc_sum + pairs.sum(0)
         cross = cross + p.flatten(1) @ log_p.clamp_min(LOG_FLOOR).flatten(1).T
     assert log_bc is not None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from analysis.bhattacharyya import pairwise
+from analysis.bhattacharyya import COEFFICIENT_FLOOR, pairwise
 from analysis.inpca import inpca
 from analysis.resampling import agreement, measure, resampled_stress, stratified_counts, stress
 
@@ -48,6 +48,15 @@ def test_all_distances_agree_with_their_formulas():
             kl = ((p[i] - p[j]) * (log_p[i] - log_p[j])).sum(-1).mean()
             assert found.hellinger[i, j] == pytest.approx(hellinger, abs=1e-12)
             assert found.symmetrised_kl[i, j] == pytest.approx(kl, abs=1e-12)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.5])
+def test_a_coefficient_near_the_floor_is_that_of_the_kernels(factor):
+    tiny = 2 * np.log(factor * COEFFICIENT_FLOOR / 2)  # of two classes
+    log_p = np.array([[[0.0, tiny]] * 5, [[tiny, 0.0]] * 5])
+    found = measure(in_runs(log_p), np.ones((5, 2)))
+    expected = pairwise(log_p, kernel="portable")[0, 1]
+    assert found.bhattacharyya[0, 1] == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_resampled_set_is_that_of_its_samples_repeated():
