@@ -48,6 +48,20 @@ def spans(n_samples: int, run: int, step: int) -> Iterator[Span]:
         first = last
 
 
+def held(n_rows: int, shape: tuple[int, int], run: int, step: int) -> tuple[int, int]:
+    """What `Rows.runs` has in memory, at most: samples of each row at once, and bytes of all rows.
+
+    One run is worked on while one is read, each with what the run before left over.
+
+    Parameters
+    ----------
+    shape, run, step : as `Rows.runs` is given them.
+    """
+    n_samples, n_classes = shape
+    n_run = min(run + step, n_samples)
+    return n_run, 2 * n_rows * n_run * n_classes * 2
+
+
 @dataclass(frozen=True)
 class Rows:
     """Snapshots of some trials in a certain order.

@@ -23,11 +23,12 @@ from analysis.bhattacharyya import (
     Packed,
     local_kernels,
 )
+from analysis.bhattacharyya.kernel import Float64
 from analysis.squares import Cost, Group, Layout, Part, Piece, Plan, Square, plan
 from analysis.tiles import Tile
+from sweeper.errors import few
 from sweeper.store import open_store
 
-Float64 = npt.NDArray[np.float64]
 Kernels = Callable[[int, int], contextlib.AbstractContextManager[Sequence[Kernel]]]
 Ask = Callable[[Callable[[], Cost]], Sequence[tuple[str, Cost]]]  # machines, and their answers
 
@@ -69,24 +70,26 @@ class DistanceBlocks:
         ------
         AnalysisError : not even a tile fits into memory, on any machine.
         """
-        run = max(self._chunks().values())
-        asked = ask(functools.partial(_cost, self.memory, self.kernels, *self._shape(), run))
+        shape = self._shape()
+        chunks = Rows(self.homes, self.rows, self.split).chunks(shape)
+        run = max(chunks.values())
+        asked = ask(functools.partial(_cost, self.memory, self.kernels, *shape, run))
         found = plan(missing, layout, [cost for _, cost in asked])
-        often = self._decodes(found, layout)
+        often = self._decodes(found, layout, shape[0], chunks)
         notes = [f"each snapshot is decoded {'once' if often == 1 else f'{often:.3g} times'}"]
         unfit: dict[str, list[str]] = {}
         for name, cost in asked:
             if reason := found.unfit(cost):
                 unfit.setdefault(reason, []).append(name)
         for reason, names in unfit.items():
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            notes.append(f"not used, {reason}: {', '.join(names[:3])}{more}")
+            notes.append(f"not used, {reason}: {few(names)}")
         return dataclasses.replace(found, note="; ".join(notes))
 
-    def _decodes(self, found: Plan, layout: Layout) -> float:
+    def _decodes(
+        self, found: Plan, layout: Layout, n_samples: int, chunks: Mapping[str, int]
+    ) -> float:
         """How often a snapshot's predictions are decoded, on average over all snapshots."""
-        n_samples, _ = self._shape()
-        chunks, ids = self._chunks(), self.rows["trial_id"].to_numpy()
+        ids = self.rows["trial_id"].to_numpy()
         starts = range(0, n_samples, found.run)
         in_square = {
             trial_id: sum(
@@ -147,10 +150,6 @@ class DistanceBlocks:
         """Samples and classes."""
         trial_id = str(self.rows["trial_id"].iloc[0])
         return open_store(self.homes[trial_id]).shape(self.split, trial_id)
-
-    def _chunks(self) -> dict[str, int]:
-        """Samples of each trial that are decoded together, with all its snapshots."""
-        return Rows(self.homes, self.rows, self.split).chunks(self._shape())
 
 
 def _cost(

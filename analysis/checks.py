@@ -119,11 +119,10 @@ def _results(
     trial_id, store = selection.example
     shape = n_samples, n_classes = store.shape(selection.split, trial_id)
     chosen = selection.rows.iloc[choose(len(selection.rows), n_snapshots)]
-    homes = {trial_id: home.store.location for trial_id, home in selection.homes.items()}
     step = _samples_at_once(len(chosen), n_resamples, n_classes, memory)
     labels = store.labels(selection.split, trial_id)
     found = measure(
-        Rows(homes, chosen, selection.split).runs(shape, step, 1),
+        Rows(selection.locations, chosen, selection.split).runs(shape, step, 1),
         stratified_counts(labels, n_resamples),
     )
     if found.bhattacharyya.max() <= _ROUNDING:

@@ -27,7 +27,7 @@ import torch
 
 from analysis.bhattacharyya import COEFFICIENT_FLOOR, Kernel, NotDistributionsError, Packed, devices
 from analysis.bhattacharyya.kernel import Float64, Work, to_distances, tolerance
-from analysis.bhattacharyya.portable import threads
+from analysis.bhattacharyya.portable import memory_on, threads
 
 PROBABILITY_FLOOR = COEFFICIENT_FLOOR
 LOG_FLOOR = math.log(PROBABILITY_FLOOR)  # −41.6 nats
@@ -175,11 +175,7 @@ def kernels(kind: type[Linear], n_samples: int, n_classes: int) -> Iterator[list
     where = devices()
     n_threads = torch.get_num_threads() if where[0].type == "cpu" else len(where)
     with threads(n_threads) as pool:
-        yield [kind(pool, n_threads, device, _memory(device)) for device in where]
-
-
-def _memory(device: torch.device) -> int | None:
-    return None if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] // 2
+        yield [kind(pool, n_threads, device, memory_on(device)) for device in where]
 
 
 def _accumulate(

@@ -244,6 +244,5 @@ def _distances(map_path: Path, found: Map, selection: Selection) -> Iterator[Flo
         "trial_id": [f"{trial_id} of {map_path}" for trial_id in found.about["trial_id"]],
         "snapshot": found.about["snapshot"],
     }
-    homes = {trial_id: home.store.location for trial_id, home in selection.homes.items()}
-    rows = ahead.Rows(homes, selection.rows, found.about["split"])
+    rows = ahead.Rows(selection.locations, selection.rows, found.about["split"])
     return distances_to_few(rows, Few(found.log_probs, pd.DataFrame(names)), budget(None))

@@ -11,13 +11,12 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from analysis.ahead import Rows, no_distribution
+from analysis.ahead import Rows, held, no_distribution
 from analysis.bhattacharyya import Kernel, NotDistributionsError, Packed, local_kernels
+from analysis.bhattacharyya.kernel import Float64
 from analysis.memory import size_text
 from analysis.squares import padded
 from sweeper.errors import AnalysisError
-
-Float64 = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +93,7 @@ def _parts(rows: Rows, few: Few, kernel: Kernel, memory: int) -> tuple[int, Iter
 
     def lacking(n: int, run: int) -> int:
         """Bytes that so many rows need more than there are."""
-        # One run is worked on while one is read, each with what the run before left over.
-        run = min(run + step, n_samples)
-        read: int = 2 * n * run * n_classes * 2
+        run, read = held(n, (n_samples, n_classes), run, step)
         kept: int = (padded(n) + padded(n_few)) * run * packed + 8 * padded(n) * padded(n_few)
         if kernel.memory is None:
             return read + kept - memory

@@ -15,7 +15,7 @@ import pandas as pd
 from analysis.copies import NOT_SELECTED, check_agreement, one_each, repeated
 from analysis.places import to_record
 from analysis.union import Source, Union
-from sweeper.errors import AnalysisError
+from sweeper.errors import AnalysisError, few
 from sweeper.store import Store
 from sweeper.store.objects import REQUESTS_AT_ONCE
 from sweeper.store.where import holds
@@ -72,6 +72,11 @@ class Selection:
         """A trial and its store: samples and classes are those of all, which `select` has seen."""
         trial_id, home = next(iter(self.homes.items()))
         return trial_id, home.store
+
+    @property
+    def locations(self) -> dict[str, str]:
+        """The folder or URL of the store that each trial is read from, by trial id."""
+        return {trial_id: home.store.location for trial_id, home in self.homes.items()}
 
     def places(self, folder: Path) -> list[dict[str, Any]]:
         """Where trials are, from a folder on: a record of JSON values for each source.
@@ -201,8 +206,7 @@ def _short(key: typing.Hashable) -> str:
 
 def _named(trial_ids: Sequence[str] | pd.Index[str]) -> str:
     """`trial t1, t2, t3 and 4 more`."""
-    more = f" and {len(trial_ids) - 3} more" if len(trial_ids) > 3 else ""
-    return f"trial {', '.join(trial_ids[:3])}{more}"
+    return f"trial {few(list(trial_ids))}"
 
 
 def _rows(trial_id: str, home: Source) -> pd.DataFrame:

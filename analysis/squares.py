@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.ahead import held
 from analysis.memory import size_text
 from analysis.tiles import Array, Tile, Tiling
 from sweeper.errors import AnalysisError
@@ -169,9 +170,7 @@ class Cost:
 
     def bytes(self, size: Size, run: int) -> tuple[int, int]:
         """In this machine's memory, and on each GPU."""
-        # One run is worked on while one is read, each with what the run before left over.
-        run = min(run + self.step, self.n_samples)
-        read = 2 * size.n_rows * run * self.n_classes * 2
+        run, read = held(size.n_rows, (self.n_samples, self.n_classes), run, self.step)
         # Ignorance is packed as well, and paired with every row.
         operands = (size.n_rows + PANEL) * run * self.packed
         sums = (size.n_pairs // self.n_devices + size.n_rows * PANEL) * self.pair

@@ -45,8 +45,7 @@ from analysis.tiles import (
     unfinished,
 )
 from analysis.union import open_union
-from sweeper.errors import AnalysisError, StoreError, nearest
-from sweeper.store import Store
+from sweeper.errors import AnalysisError, StoreError, few, nearest
 
 Say = Callable[[str], None]
 Progress = Callable[[float, int], None]
@@ -118,7 +117,7 @@ def distances(
     path, table = (artifacts(folder) / name for name in (DISTANCES, "snapshots.parquet"))
     M = len(selection.rows)
     check_asked(n_components, n_snapshots=M)
-    homes = {trial_id: _anywhere(home.store) for trial_id, home in selection.homes.items()}
+    homes = {trial_id: _anywhere(place) for trial_id, place in selection.locations.items()}
     blocks = DistanceBlocks(
         homes,
         selection.rows,
@@ -244,9 +243,9 @@ def _check_kind(folder: Path, kind: Distance) -> None:
             )
 
 
-def _anywhere(store: Store) -> str:
+def _anywhere(location: str) -> str:
     """Where a store is, for processes that work in other folders."""
-    return store.location if "://" in store.location else os.path.abspath(store.location)
+    return location if "://" in location else os.path.abspath(location)
 
 
 def _about(selection: Selection, folder: Path, kind: Distance) -> dict[str, Any]:
@@ -287,8 +286,7 @@ def summary(selection: Selection) -> list[str]:
 
 
 def _counted(trial_ids: Sequence[str]) -> str:
-    more = f" and {len(trial_ids) - 3} more" if len(trial_ids) > 3 else ""
-    return f"{len(trial_ids)} ({', '.join(trial_ids[:3])}{more})"
+    return f"{len(trial_ids)} ({few(trial_ids)})"
 
 
 def weights_of(snapshots: pd.DataFrame, weigh: str | None) -> pd.Series[float] | None:

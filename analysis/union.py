@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.places import recorded
-from sweeper.errors import AnalysisError, MissingStoreError
+from sweeper.errors import AnalysisError, MissingStoreError, few
 from sweeper.store import Store, open_store
 
 
@@ -38,9 +38,7 @@ class Union:
     @property
     def name(self) -> str:
         """The names of all, shortened to `a, b, c and 4 more`."""
-        names = [source.name for source in self.sources]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return ", ".join(names[:3]) + more
+        return few([source.name for source in self.sources])
 
     @property
     def location(self) -> str:

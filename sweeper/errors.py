@@ -25,7 +25,7 @@ Every message reads ``where: found; allowed`` and may carry a hint.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SweeperError(Exception):
@@ -149,6 +149,12 @@ class HoleError(StoreError):
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three of them, and how many more there are: `a, b, c and 4 more`."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -26,6 +26,7 @@ from analysis.bhattacharyya import cpu, portable, reference
 from analysis.bhattacharyya import kernel as kernels
 from analysis.bhattacharyya.kernel import (
     COEFFICIENT_FLOOR,
+    Float64,
     Kernel,
     NotDistributionsError,
     Packed,
@@ -48,7 +49,6 @@ __all__ = [
 ]
 
 LogProbs = npt.NDArray[typing.Any] | torch.Tensor
-Float64 = npt.NDArray[np.float64]
 
 KERNELS = ("auto", "gpu", "cpu", "portable", "reference")
 _BATCH = 2**20  # numbers that are looked at at once
@@ -153,9 +153,9 @@ def _kernel(name: str, device: torch.device, n_samples: int, n_classes: int) -> 
         with ThreadPoolExecutor(n_threads) as pool:
             yield cpu.Cpu(pool, n_threads)
     else:
-        free = None if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] // 2
+        memory = portable.memory_on(device)
         with portable.threads(n_threads) as pool:
-            yield portable.Portable(pool, n_threads, device, n_samples, free)
+            yield portable.Portable(pool, n_threads, device, n_samples, memory)
 
 
 def _fastest(device: torch.device, n_samples: int, n_classes: int) -> str:

@@ -16,19 +16,17 @@ from dataclasses import dataclass
 from importlib import util
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from analysis.bhattacharyya.kernel import (
     AVERAGING,
+    Float64,
     NotDistributionsError,
     Packed,
     Work,
     to_distances,
     tolerance,
 )
-
-Float64 = npt.NDArray[np.float64]
 
 INSTRUCTIONS = {16: "AVX-512", 8: "AVX2", 4: "128-bit vectors"}  # by float32 lanes
 PANEL = 16  # snapshots that are packed together: WIDTH of the C code

@@ -79,6 +79,9 @@ class Operand:
         return self.parts.shape[2]
 
 
+Pair = tuple[torch.Tensor, Operand, Operand]  # sums, and the operands of rows and columns
+
+
 class Gpu:
     """The `Kernel` of an NVIDIA GPU.
 
@@ -119,7 +122,7 @@ class Gpu:
 
     def accumulate(self, work: Work) -> None:
         """See `Kernel`; one tile is too little for a GPU, so all are launched at once."""
-        accumulate([(L, p.run, None if p is q else q.run) for L, p, q in work])
+        accumulate([(L, p.run, q.run) for L, p, q in work])
 
     def distances(self, sums: torch.Tensor, p: Packed, q: Packed, n_samples: int) -> Float64:
         """See `Kernel`; takes the place of the sums."""
@@ -178,17 +181,15 @@ def pack(log_p: torch.Tensor, device: torch.device) -> Operand:
     return Operand(parts.view(-1, 2, n, chunk), n_chunks, log_sums)
 
 
-def accumulate(work: Sequence[tuple[torch.Tensor, Operand, Operand | None]]) -> None:
+def accumulate(work: Sequence[Pair]) -> None:
     """Add Σₙ log₂ BC of every pair to `L`, (n_p, n_q) float64, for each `L`, `p` and `q`.
 
-    Without `q` these are the pairs of `p`, and only tiles on and above the diagonal are added to.
-    All operands are of the same samples and classes.
+    Where `p` is `q`, only tiles on and above the diagonal are added to. All operands are of the
+    same samples and classes.
     """
-    pairs = [(L, p, p if q is None else q) for L, p, q in work]
-    tiles = [_tiles(p.n, p.n if q is None else q.n, q is None) for _, p, q in work]
     first = work[0][1]
     step = _samples(_STEP, first.n_chunks) * first.n_chunks
-    table = _table(pairs, tiles)
+    table = _table(work, [_tiles(p.n, q.n, p is q) for _, p, q in work])
     for start in range(0, len(first.parts), step):
         _launch(first, *table, start, min(step, len(first.parts) - start), own=False)
 
@@ -207,9 +208,7 @@ def own_sums(p: Operand) -> torch.Tensor:
     return out.sum(0)
 
 
-def _table(
-    work: Sequence[tuple[torch.Tensor, Operand, Operand]], tiles: Sequence[Tiles]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _table(work: Sequence[Pair], tiles: Sequence[Tiles]) -> tuple[torch.Tensor, torch.Tensor]:
     """What the kernel reads of work, and of which work and which tile of it each program is.
 
     Operands are told by their distance in memory from the first, whose address the kernel knows.

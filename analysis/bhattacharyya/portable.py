@@ -115,6 +115,11 @@ class Portable:
         return to_distances(sums.cpu().numpy(), p, q, n_samples)
 
 
+def memory_on(device: torch.device) -> int | None:
+    """Bytes for operands and sums on a GPU, half of what is free; None for the CPU."""
+    return None if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] // 2
+
+
 @contextlib.contextmanager
 def threads(n: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that take tiles, each operation within one thread.

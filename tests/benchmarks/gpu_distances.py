@@ -87,7 +87,7 @@ def kernel(log_p: torch.Tensor) -> tuple[float, float, float]:
     L = torch.zeros(len(log_p), len(log_p), dtype=torch.float64, device=device)
 
     def work() -> None:
-        gpu.accumulate([(L, operand, None)])
+        gpu.accumulate([(L, operand, operand)])
         gpu.own_sums(operand)
 
     rounds = 2
