@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from sweeper.config import content_id
 from sweeper.store import url
@@ -19,6 +20,10 @@ from sweeper.store.schema import LOG_PROB_MIN, SampleSet
 from sweeper.store.seal import seal
 from sweeper.store.writer import AttemptWriter, TrialHeader
 from tests.s3_server import BUCKET, Proxy, environment, s3_server
+
+# How long an example takes says nothing on a machine that does other things as well.
+settings.register_profile("sweeper", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sweeper")
 
 CLASSES = ("ant", "bee", "cat")
 METRICS = ("test_loss", "test_accuracy")

@@ -144,7 +144,7 @@ def test_a_product_of_four_tiny_coefficients_does_not_underflow(kernel):
     assert pairwise(p, q, kernel=kernel)[0, 0] == pytest.approx(expected, rel=1e-7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(np.float64, (4, 6, 3), elements=st.floats(-60, 0)))
 def test_any_simplex_vectors_satisfy_the_axioms_and_the_reference(logits):
     p = log_softmax(logits)
@@ -154,7 +154,7 @@ def test_any_simplex_vectors_satisfy_the_axioms_and_the_reference(logits):
     assert error(D, expected) < 1e-7
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(arrays(np.float64, (3, 5, 4), elements=st.floats(-50, 0)), st.randoms())
 def test_distance_ignores_the_order_of_samples_and_classes(logits, random):
     p = log_softmax(logits)

@@ -249,9 +249,7 @@ def test_any_layout_in_memory_will_do(layout, kind):
     assert pairwise(p, kernel="cpu") == pytest.approx(by_formula(*[p.numpy()] * 2), abs=3e-7)
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(256, 280), st.integers(2, 40))
 def test_no_distance_of_distributions_is_infinite_or_off(width, seed, n, n_samples, n_classes):
     rng = np.random.default_rng(seed)

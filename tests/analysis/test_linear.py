@@ -103,7 +103,7 @@ def test_identical_snapshots_are_at_zero_to_rounding(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(steps=st.integers(1, 12), n_classes=st.sampled_from([2, 7, 600]), last=st.integers(0, 30))
 def test_the_division_into_runs_changes_no_bit(kind, steps, n_classes, last):
     with linear.kernels(kind, 1, n_classes) as [kernel, *_]:

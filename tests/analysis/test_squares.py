@@ -137,7 +137,7 @@ def tasks(draw) -> tuple[list, Layout, Cost]:
     return missing, Layout(tiling, known, frozenset(reusable)), cost
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tasks())
 def test_squares_share_out_the_missing_tiles_and_each_fits(task):
     missing, layout, cost = task
@@ -152,7 +152,7 @@ def test_squares_share_out_the_missing_tiles_and_each_fits(task):
     assert found.run == cost.run or found.run % cost.step == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(tasks())
 def test_pairs_of_a_layout_are_all_but_those_that_are_known(task):
     _, layout, _ = task
@@ -288,7 +288,7 @@ def test_of_machines_of_which_none_holds_a_tile_the_largest_is_told():
         plan(MISSING, LAYOUT, [tiny, dataclasses.replace(tiny, memory=2 << 20)])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tasks(), st.data())
 def test_what_is_planned_for_unlike_machines_fits_those_that_are_to_compute(task, data):
     missing, layout, cost = task
@@ -366,7 +366,7 @@ def test_distances_are_those_of_the_formula_to_the_bit_whatever_the_memory(store
     references = open_distances(tmp_path / "whole").references
     n_checked: list[int] = []
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(st.integers(1, 24), st.integers(19, 24), st.integers(1, 2))
     def check(tile, log_memory, n_kernels):
         to = tmp_path / "d"

@@ -45,11 +45,7 @@ def shards(sweep, tmp_path, copy_trials):
     return [tmp_path / "a", tmp_path / "b"]
 
 
-@settings(
-    max_examples=12,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.fixed_dictionaries({t: st.sets(st.integers(0, K - 1), min_size=1) for t in ALL}),
     st.permutations(range(K)),

@@ -110,7 +110,7 @@ def written_out(case):
 
 
 @given(cases=st.lists(NESTED, min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_nested_case_stands_for_the_product_of_its_axes(expand_quietly, cases):
     number = iter(range(10**6))
 

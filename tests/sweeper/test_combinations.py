@@ -94,12 +94,12 @@ def test_exclude_sees_what_only_a_when_sets_as_none_elsewhere(expanded):
 
 
 def test_too_many_combinations_under_a_when_are_refused_before_they_are_made(grid_file):
-    start = time.perf_counter()
+    start = time.process_time()
     huge = {"if": "seed == 1", "axes": {"optim.batch_size": {"range": [1, 10**15]}}}
     grid = load_grid(grid_file(axes={"seed": {"range": [0, 1000]}}, when=[huge]))
     with pytest.raises(GridError, match="more than 100,000 trials before `exclude`"):
         expand(grid)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     few = {"if": "seed == 1", "axes": {"optim.batch_size": [1, 2, 3]}}
     grid = load_grid(grid_file(axes={"seed": {"range": [0, 1000]}}, when=[few]))
     assert len(expand(grid, max_trials=1002).trials) == 1002
@@ -186,7 +186,7 @@ def by_hand(axes, pairs, whens):
     rules=st.lists(st.sampled_from(RULES), unique=True),
     zipped=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_expansion_agrees_with_one_written_by_hand_and_its_counts_add_up(
     expand_quietly, axes, order, whens, rules, zipped
 ):

@@ -362,7 +362,7 @@ FLATS = st.fixed_dictionaries(
 
 
 @given(FLATS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_configuration_survives_its_flat_form(flat):
     made = TrialConfig.from_flat(flat)
     assert flat.items() <= made.to_flat().items()
@@ -371,7 +371,7 @@ def test_a_configuration_survives_its_flat_form(flat):
 
 
 @given(FLATS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_configuration_is_its_identity_and_the_defaults(flat):
     made = TrialConfig.from_flat(flat)
     assert TrialConfig.from_flat(made.identity) == made
@@ -379,7 +379,7 @@ def test_a_configuration_is_its_identity_and_the_defaults(flat):
 
 
 @given(FLATS, st.randoms())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_order_of_keys_does_not_matter(flat, random):
     keys = list(flat)
     random.shuffle(keys)
@@ -520,7 +520,7 @@ def test_dropout_needs_a_model_that_takes_it(plug_in):
         max_size=6,
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_mapping_makes_a_configuration_or_a_config_error(changes):
     try:
         made = make(changes)

@@ -156,9 +156,9 @@ def test_an_operand_of_the_wrong_type_is_refused(text):
     ],
 )
 def test_a_result_that_is_not_a_bounded_number_is_refused_at_once(text):
-    start = time.perf_counter()
+    start = time.process_time()
     refusal(text, nan=math.nan, inf=math.inf, big=10**4000)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_integers_are_exact_up_to_the_limit():
@@ -210,13 +210,13 @@ VALUES = {"x": 3, "y.z": None, "let.a": "a"}
 
 def try_out(text):
     """The expression's error, if it has one; every other exception fails the test."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         parse(text, "test")(VALUES)
     except ExpressionError as error:
         return error
     finally:
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
     return None
 
 
@@ -225,13 +225,13 @@ def in_the_house_form(error):
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_is_an_expression_or_an_expression_error(text):
     assert in_the_house_form(try_out(text))
 
 
 @given(st.lists(TOKENS, max_size=30).map(" ".join))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_any_tokens_are_an_expression_or_an_expression_error(text):
     assert in_the_house_form(try_out(text))
 
@@ -256,7 +256,7 @@ def larger(inner):
 
 
 @given(st.recursive(NUMBERS, larger, max_leaves=8))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_arithmetic_agrees_with_python_wherever_python_gives_a_bounded_number(text):
     try:
         found = parse(text, "test")({})

@@ -201,7 +201,7 @@ RULES = ["seed == 1", "optim.batch_size > 8 and seed >= 2", "augment.name == 'sh
 
 
 @given(axes=AXES, rules=st.lists(st.sampled_from(RULES), max_size=2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_product_is_trials_and_excluded_and_duplicates(expand_quietly, axes, rules):
     axes = axes | {"let.kept": [0, 1]}  # so that no rule can remove everything
     found = expand_quietly(axes, exclude=[f"let.kept == 0 and ({rule})" for rule in rules])
@@ -212,7 +212,7 @@ def test_the_product_is_trials_and_excluded_and_duplicates(expand_quietly, axes,
 
 
 @given(axes=AXES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_expansion_agrees_with_a_product_written_by_hand(expand_quietly, axes):
     expected = []
     for values in itertools.product(*axes.values()):
@@ -225,7 +225,7 @@ def test_expansion_agrees_with_a_product_written_by_hand(expand_quietly, axes):
 
 
 @given(axes=AXES, random=st.randoms())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ids_depend_neither_on_the_order_of_axes_nor_of_values(expand_quietly, axes, random):
     labels = random.sample(list(axes), len(axes))
     shuffled = {label: random.sample(axes[label], len(axes[label])) for label in labels}
@@ -234,7 +234,7 @@ def test_ids_depend_neither_on_the_order_of_axes_nor_of_values(expand_quietly, a
 
 
 @given(axes=AXES.filter(bool), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_extending_an_axis_keeps_all_ids_and_their_order(expand_quietly, axes, data):
     key = data.draw(st.sampled_from(sorted(axes)))
     new = {"seed": [9, 8], "model": [{"name": "cnn", "widths": [4]}], "augment.name": ["shift"]}
@@ -245,7 +245,7 @@ def test_extending_an_axis_keeps_all_ids_and_their_order(expand_quietly, axes, d
 
 
 @given(lrs=st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=4, unique=True))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_derive_is_deterministic_and_rounds_to_twelve_digits(expand_quietly, lrs, without):
     sections = {"base": without("optim.lr"), "derive": {"optim.lr": "let.lr * 3 / 7"}}
     once, again = (expand_quietly({"let.lr": lrs}, **sections) for _ in range(2))
@@ -258,7 +258,7 @@ def test_derive_is_deterministic_and_rounds_to_twelve_digits(expand_quietly, lrs
 
 
 def test_a_hundred_million_trials_are_refused_at_once(refused, base):
-    start = time.perf_counter()
+    start = time.process_time()
     error = refused(axes={"seed": {"range": [0, 100_000_000]}})
     assert error.found == "100,000,000 trials before `exclude`"
     assert error.allowed == "at most 100,000"
@@ -266,7 +266,7 @@ def test_a_hundred_million_trials_are_refused_at_once(refused, base):
     many = {key: {"range": [0, 10**15]} for key in ("seed", "epochs", "optim.batch_size")}
     base = {k: v for k, v in base.items() if k != "epochs"}
     assert "trials before" in refused(base=base, axes=many).found
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_max_trials_can_be_raised_and_lowered(grid_file):

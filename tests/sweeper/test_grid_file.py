@@ -298,9 +298,9 @@ def test_a_file_that_is_not_plain_yaml_is_refused_by_line(refused, text, where, 
 def test_aliases_cannot_make_a_small_file_large(refused):
     lines = ["name: g", "a0: &a0 [1, 2]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
-    start = time.perf_counter()
+    start = time.process_time()
     assert "anchor" in refused("\n".join(lines)).found
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def outcome(path):
 
 
 @given(sections=st.dictionaries(KEYS, VALUES, max_size=5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_document_is_a_grid_or_a_refusal(tmp_path_factory, sections, base):
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
     path.write_text(json.dumps({"name": "g", "base": base} | sections))
@@ -387,7 +387,7 @@ def test_any_document_is_a_grid_or_a_refusal(tmp_path_factory, sections, base):
 
 
 @given(text=st.text(max_size=60) | st.binary(max_size=60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_are_refused_when_they_are_no_grid(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "bytes.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))

@@ -165,7 +165,7 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path, line):
 # --- the tally -------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(EVENTS, max_size=12), st.data())
 def test_a_digest_and_the_rest_tell_what_all_events_tell(tmp_path_factory, events, data):
     folder = tmp_path_factory.mktemp("tally")

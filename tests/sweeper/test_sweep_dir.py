@@ -115,7 +115,7 @@ def test_the_holder_keeps_beating(tmp_path, monkeypatch):
     lock = tmp_path / "driver.lock"
     with SweepDir(tmp_path).locked():
         os.utime(lock, (0, 0))
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while lock.stat().st_mtime == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert time.time() - lock.stat().st_mtime < STALE_SECONDS

@@ -62,10 +62,10 @@ def test_a_check_that_hangs_is_named_with_its_place_and_those_behind_it_are_not_
     begun = []
     late = Check(hang, "s3://bucket", "fail", "mend the network")
     first, late, after = run_checks(
-        0.05, {"hangs": late, "after": Check(lambda: begun.append(1) or ())}
+        1.0, {"hangs": late, "after": Check(lambda: begun.append(1) or ())}
     )
     assert first == passed("first", "in time")
-    assert late == failed("hangs", "s3://bucket: no answer within 0 s", "mend the network")
+    assert late == failed("hangs", "s3://bucket: no answer within 1 s", "mend the network")
     assert (after.check, after.verdict) == ("after", "warn")
     assert "`hangs` before it took too long" in after.text
     assert not begun
@@ -78,7 +78,7 @@ def test_what_hangs_holds_up_no_other_lane_and_slow_is_a_warning(hang):
         ended.set()
         yield passed("other", "fine")
 
-    found = run_checks(0.2, {"hangs": Check(hang)}, {"other": Check(look)})
+    found = run_checks(1.0, {"hangs": Check(hang)}, {"other": Check(look)})
     assert ended.is_set()
     assert [(one.check, one.verdict) for one in found] == [
         ("first", "pass"),
@@ -89,5 +89,5 @@ def test_what_hangs_holds_up_no_other_lane_and_slow_is_a_warning(hang):
 
 def test_lanes_together_take_no_longer_than_one(hang):
     started = time.monotonic()
-    run_checks(0.3, *({f"{number}": Check(hang)} for number in range(10)))
-    assert time.monotonic() - started < 2.0
+    run_checks(0.6, *({f"{number}": Check(hang)} for number in range(10)))
+    assert time.monotonic() - started < 5.0

@@ -535,7 +535,7 @@ class Sweep(RuleBasedStateMachine):
         assert all(n == 1 for n in self.ends.values())
 
 
-Sweep.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+Sweep.TestCase.settings = settings(max_examples=150, stateful_step_count=50)
 TestEveryOrderEndsOnce = Sweep.TestCase
 
 

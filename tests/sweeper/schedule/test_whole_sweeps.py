@@ -197,7 +197,7 @@ CHANCE = st.integers(0, 10**6).map(Random)
 COUNTS = st.dictionaries(st.sampled_from(sorted(NEEDS)), st.integers(1, 7), min_size=1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(COUNTS, clusters(), st.randoms(use_true_random=False))
 def test_a_sweep_of_many_shapes_ends_wherever_its_slots_are(counts, nodes, random):
     orders = orders_of(counts)
@@ -215,7 +215,7 @@ def test_a_sweep_of_many_shapes_ends_wherever_its_slots_are(counts, nodes, rando
     assert set(n_told.values()) <= {1}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(COUNTS, clusters(), st.integers(0, 3), st.randoms(use_true_random=False))
 def test_a_bad_node_stops_no_sweep_and_takes_along_only_what_nobody_else_could_try(
     counts, nodes, which, random
@@ -308,7 +308,7 @@ def n_slots(node):
     return min(node.n_gpus * PACKED["slim"][node.kind], node.n_cpus)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bad_and_good(), CHANCE)
 def test_however_many_nodes_are_bad_all_completes_on_the_others_and_they_are_named(nodes, random):
     """A bad node fails what its slots hold when it becomes suspect, and then one now and then."""
@@ -324,7 +324,7 @@ def test_however_many_nodes_are_bad_all_completes_on_the_others_and_they_are_nam
     assert len(of(cluster, Retry)) <= most
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(bad_and_good(), st.integers(1, 30), CHANCE)
 def test_where_everything_fails_everywhere_the_sweep_is_halted_at_once(nodes, n_trials, random):
     orders = orders_of({"slim": n_trials})
@@ -336,7 +336,7 @@ def test_where_everything_fails_everywhere_the_sweep_is_halted_at_once(nodes, n_
     assert cluster.now < 40 + 60 + 2 * n_trials  # until the last has joined or is not waited for
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bad_and_good(), st.sets(st.integers(0, 59), max_size=9), CHANCE)
 def test_a_trial_that_fails_everywhere_ends_as_failed_and_takes_no_other_along(
     nodes, numbers, random
@@ -384,7 +384,7 @@ DEATHS = st.lists(  # of nodes that have been seen: else nobody knows of a kind 
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(COUNTS, clusters(), DEATHS, CHANCE)
 def test_what_a_node_takes_along_is_run_by_others(counts, nodes, deaths, random):
     orders = orders_of({shape: 4 * n for shape, n in counts.items()})

@@ -197,7 +197,7 @@ def test_selections_are_those_of_numpy(make_tiny, tmp_path, monkeypatch, is_seal
     store = open_store(tiny.path)
     full = store.log_probs(trial, "test")
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(SELECTIONS, SAMPLES)
     def check(snapshots, samples):
         expected = full[keeping(snapshots)][:, keeping(samples)]

@@ -53,7 +53,7 @@ def test_no_flipped_bit_of_a_chunk_is_read(tiny, is_sealed):
     path = shard(tiny, trial) if is_sealed else staged
     whole = path.read_bytes()
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.integers(0, len(whole) - 1), st.integers(0, 7))
     def check(position, bit):
         content = bytearray(whole)

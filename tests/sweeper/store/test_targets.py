@@ -327,7 +327,7 @@ def test_no_flipped_bit_of_targets_is_read_or_verified(tiny, noisy, is_sealed):
     path = folder / "train/targets/c.0"
     whole = path.read_bytes()
 
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12)
     @given(st.integers(0, len(whole) - 1), st.integers(0, 7))
     def check(position, bit):
         content = bytearray(whole)

@@ -115,7 +115,7 @@ def test_every_flipped_bit_of_a_chunk_is_found(tiny, is_sealed):
     path = folder / ("c.0.0.0" if is_sealed else "c.2.0.0")
     whole = path.read_bytes()
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.integers(0, len(whole) - 1), st.integers(0, 7))
     def check(position, bit):
         content = bytearray(whole)
@@ -189,7 +189,7 @@ def test_every_altered_byte_of_a_trials_metadata_is_found(tiny, is_sealed):
     path = group / "zarr.json"
     whole = path.read_bytes()
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.integers(0, len(whole) - 1), st.sampled_from(b'0123456789abcdef"[]{},: \n\x00\xff'))
     def check(position, byte):
         content = bytearray(whole)

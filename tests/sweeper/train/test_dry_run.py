@@ -163,7 +163,7 @@ def test_a_network_that_is_refused_is_built_once():
 def test_trials_that_share_their_parts_are_checked_at_little_cost():
     trials = [trial(seed=seed) for seed in range(200)]
     check(trials[0])
-    start = time.perf_counter()
+    start = time.process_time()
     for config in trials:
         check(config)
-    assert (time.perf_counter() - start) / len(trials) < 1e-3
+    assert (time.process_time() - start) / len(trials) < 1e-3

@@ -15,7 +15,7 @@ LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
 
 
 @given(LABELS, st.integers(0, 2**63 - 1), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_smaller_subset_is_within_a_larger_one_of_its_seed(labels, seed, data):
     n = data.draw(st.integers(1, len(labels)))
     smaller, larger = stratified(labels, n - 1, seed), stratified(labels, n, seed)
@@ -25,7 +25,7 @@ def test_a_smaller_subset_is_within_a_larger_one_of_its_seed(labels, seed, data)
 
 
 @given(LABELS, st.integers(0, 100), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_shares_are_those_of_the_whole_by_websters_method(labels, seed, data):
     n = data.draw(st.integers(1, len(labels)))
     sizes = torch.bincount(labels, minlength=5).tolist()
@@ -57,7 +57,7 @@ def test_the_whole_is_everything():
 
 
 @given(LABELS, st.floats(0, 1), st.integers(0, 100))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_noise_changes_exactly_its_fraction_to_another_class(labels, fraction, seed):
     found = noisy(labels, fraction, 5, seed)
     assert int((found != labels).sum()) == round(fraction * len(labels))
