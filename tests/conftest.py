@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ from sweeper.store.schema import LOG_PROB_MIN, SampleSet
 from sweeper.store.seal import seal
 from sweeper.store.writer import AttemptWriter, TrialHeader
 from tests.s3_server import BUCKET, Proxy, environment, s3_server
+
+# Ray gives way to everything else, so beside tests that compute its workers would hardly run, and
+# tests that limit their time would fail.
+os.environ.update(RAY_worker_niceness="0")
 
 # How long an example takes says nothing on a machine that does other things as well.
 settings.register_profile("sweeper", deadline=None, suppress_health_check=[HealthCheck.too_slow])
