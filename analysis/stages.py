@@ -174,8 +174,8 @@ def embed(
     SweeperError : there are no distances, they are unfinished or damaged, `n_components` is out of
         range, or `weigh` is something else.
     """
-    check_asked(n_components, weigh)
     place, D = artifacts(folder), open_distances(folder)
+    check_asked(n_components, weigh, D.shape[0])
     k = min(COMPONENTS, D.shape[0] - 1) if n_components is None else n_components
     about = provenance(
         "inpca",

@@ -299,7 +299,7 @@ def test_what_cannot_be_embedded_is_refused_before_distances_are_computed(sweep,
 
 def test_too_many_components_are_refused(sweep):
     stages.distances(sweep)
-    with pytest.raises(AnalysisError, match="n_components: `20`; 1 to 19"):
+    with pytest.raises(AnalysisError, match="--components: `20`; 1 or more, fewer than the 20"):
         stages.embed(sweep, 20)
 
 
