@@ -38,14 +38,17 @@ class Span:
     last: int
 
 
-def spans(n_samples: int, run: int, step: int) -> Iterator[Span]:
-    """Runs that are read as the store has them, and worked on in multiples of `step`."""
-    first = 0
-    for start in range(0, n_samples, run):
-        stop = min(start + run, n_samples)
+def spans(n_samples: int, run: int, step: int, first: int = 0) -> Iterator[Span]:
+    """Runs that are read as the store has them, and worked on in multiples of `step`.
+
+    From where one of them ended, the others are as they would have been.
+    """
+    start = first
+    while start < n_samples:
+        stop = min((start // run + 1) * run, n_samples)
         last = stop if stop == n_samples else stop // step * step
         yield Span(first, start, stop, last)
-        first = last
+        first, start = last, stop
 
 
 def held(n_rows: int, shape: tuple[int, int], run: int, step: int) -> tuple[int, int]:
@@ -78,15 +81,16 @@ class Rows:
     split: str
 
     def runs(
-        self, shape: tuple[int, int], run: int, step: int
+        self, shape: tuple[int, int], run: int, step: int, first: int = 0
     ) -> Generator[tuple[slice, torch.Tensor], None, None]:
-        """All samples, a run at a time, each read once.
+        """All samples from one on, a run at a time, each read once.
 
         Parameters
         ----------
         shape : (n_samples, n_classes).
         run : samples that are read at once.
         step : samples of which what is given is a multiple, but for the last.
+        first : a multiple of `step`, less than n_samples.
 
         Yields
         ------
@@ -99,7 +103,7 @@ class Rows:
         """
         stores = {home: open_store(home) for home in self._homes()}
         n_samples, n_classes = shape
-        todo = list(spans(n_samples, run, step))
+        todo = list(spans(n_samples, run, step, first))
         width = max(span.stop - span.first for span in todo)
         # Memory that the system cannot move is copied to a GPU ten times as fast.
         pinned = torch.cuda.is_available()

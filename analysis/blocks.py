@@ -7,9 +7,11 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +22,13 @@ from analysis.ahead import Rows, no_distribution
 from analysis.bhattacharyya import (
     Kernel,
     NotDistributionsError,
-    Packed,
     local_kernels,
 )
-from analysis.bhattacharyya.kernel import Float64
+from analysis.bhattacharyya.kernel import Float64, unpacked
 from analysis.squares import Cost, Group, Layout, Part, Piece, Plan, Square, plan
-from analysis.tiles import Tile
-from sweeper.errors import few
+from analysis.tiles import Tile, tile_name
+from analysis.underway import Saved, Underway
+from sweeper.errors import StoreError, few
 from sweeper.store import open_store
 
 Kernels = Callable[[int, int], contextlib.AbstractContextManager[Sequence[Kernel]]]
@@ -55,8 +57,10 @@ class DistanceBlocks:
     kernels: Kernels = local_kernels
     has_closed_truth: bool = True
 
-    def plan(self, missing: Sequence[Tile], layout: Layout, ask: Ask) -> Plan:
-        """Squares of all that is missing.
+    def plan(
+        self, missing: Sequence[Tile], layout: Layout, ask: Ask, begun: Sequence[Square] = ()
+    ) -> Plan:
+        """Squares of all that is missing, of which some was begun; see `analysis.squares.plan`.
 
         Whatever the squares and the machines, distances are the same to the bit if all machines
         have the C kernel, or all the Triton kernel on GPUs of one kind. Else they are within
@@ -74,7 +78,7 @@ class DistanceBlocks:
         chunks = Rows(self.homes, self.rows, self.split).chunks(shape)
         run = max(chunks.values())
         asked = ask(functools.partial(_cost, self.memory, self.kernels, *shape, run))
-        found = plan(missing, layout, [cost for _, cost in asked])
+        found = plan(missing, layout, [cost for _, cost in asked], begun)
         often = self._decodes(found, layout, shape[0], chunks)
         notes = [f"each snapshot is decoded {'once' if often == 1 else f'{often:.3g} times'}"]
         unfit: dict[str, list[str]] = {}
@@ -106,8 +110,14 @@ class DistanceBlocks:
         )
         return total / len(ids)
 
-    def compute(self, square: Square, layout: Layout, run: int) -> Iterator[float | Part]:
+    def compute(
+        self, square: Square, layout: Layout, run: int, underway: Underway | None = None
+    ) -> Iterator[float | Part]:
         """The missing pairs of a square's tiles: shares of the work as they are done, then tiles.
+
+        Parameters
+        ----------
+        underway : where sums are stored meanwhile, and may be from before; None for nowhere.
 
         Raises
         ------
@@ -122,27 +132,38 @@ class DistanceBlocks:
         labels = open_store(self.homes[first_trial]).labels(self.split, first_trial)
         with contextlib.ExitStack() as stack:
             kernels = stack.enter_context(self.kernels(*shape))
-            shares = [
-                _Share(
-                    kernel,
-                    places,
-                    n_classes,
-                    [(t, pair) for t in part for pair in layout.pairs(t)],
-                    self.has_closed_truth,
-                )
-                for kernel, part in zip(kernels, _dealt(square, len(kernels)), strict=True)
-                if part  # of more kernels than tiles, some have nothing to do
-            ]
+            step = _step(kernels, n_classes)
+
+            def fresh() -> list[_Share]:
+                return [
+                    _Share(
+                        kernel,
+                        places,
+                        n_classes,
+                        [(t, pair) for t in part for pair in layout.pairs(t)],
+                        self.has_closed_truth,
+                    )
+                    for kernel, part in zip(kernels, _dealt(square, len(kernels)), strict=True)
+                    if part  # of more kernels than tiles, some have nothing to do
+                ]
+
+            shares, first = _begun(fresh, underway.found(step) if underway else ())
+            if first:
+                yield first / n_samples
             pool = stack.enter_context(ThreadPoolExecutor(len(shares)))
             rows = Rows(self.homes, table, self.split)
-            runs = rows.runs(shape, run, _step(kernels, n_classes))
+            runs = rows.runs(shape, run, step, first)
             for samples, log_p in stack.enter_context(contextlib.closing(runs)):
                 try:
                     added = functools.partial(_Share.add, log_p=log_p, labels=labels[samples])
                     list(pool.map(added, shares))
                 except NotDistributionsError as error:
                     raise no_distribution(log_p, samples, table) from error
-                yield samples.stop / n_samples
+                done = samples.stop / n_samples
+                if underway and underway.is_due() and done < 1:
+                    sums = dict(itertools.chain.from_iterable(share.sums() for share in shares))
+                    underway.save(samples.stop, done, sums)
+                yield done
             for share in shares:
                 yield from share.parts(n_samples)
 
@@ -191,21 +212,46 @@ class _Share:
         self._kernel, self._places, self._n_classes = kernel, places, n_classes
         self._pairs = [(tile, p, q, kernel.sums(len(p), len(q))) for tile, (p, q) in pairs]
         self._groups = list(dict.fromkeys(group for _, pair in pairs for group in pair))
-        self._operands: dict[Group, Packed] = {}
+        self._operands = {group: unpacked(len(group)) for group in self._groups}
         # Of each row that is paired with itself: sums with the references that are packed, and of
         # log p at the truth where that is enough.
         alone = [p for _, (p, q) in pairs if p is q]
         self._first = int(has_closed_truth)
         self._with_references = {p: kernel.sums(len(p), 2 - self._first) for p in alone}
         self._true = {p: np.zeros(len(p)) for p in alone if has_closed_truth}
-        self._packed: Packed | None = None
+        self._packed = unpacked(2 - self._first)
+
+    def sums(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All that is added up so far, in its place; names say by which kernel, and of what."""
+        for name, values in self._sums():
+            yield f"{type(self._kernel).__name__} {name}", torch.as_tensor(values)
+
+    def _sums(self) -> Iterator[tuple[str, Any]]:
+        for tile, p, q, L in self._pairs:
+            yield f"{tile_name(tile)} {_name(p)} {_name(q)}", L
+        yield from ((f"references {_name(p)}", L) for p, L in self._with_references.items())
+        yield from ((f"truth {_name(p)}", sums) for p, sums in self._true.items())
+        packed = {_name(group): packed for group, packed in self._operands.items()}
+        for name, operand in {**packed, "references": self._packed}.items():
+            yield f"own {name}", operand.own
+            yield f"log sums {name}", operand.log_sums
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from sums of all that this adds up.
+
+        Raises
+        ------
+        StoreError : some are not there, or damaged. What this has then must not be used.
+        """
+        for name, into in self.sums():
+            saved.copy(name, into)
 
     def add(self, log_p: torch.Tensor, labels: npt.NDArray[np.int64]) -> None:
         """Add a run of samples, (n_rows, n_run, n_classes)."""
         kernel = self._kernel
         for group in self._groups:
             values = log_p[self._places[group]]
-            self._operands[group] = kernel.pack(values, self._operands.get(group))
+            self._operands[group] = kernel.pack(values, self._operands[group])
             if group in self._true:
                 self._true[group] += _at(values, labels)
         references = _truth_and_ignorance(labels, self._n_classes)[self._first :]
@@ -231,12 +277,36 @@ class _Share:
     def _references(self, group: Group, n_samples: int) -> Float64:
         """Distances of truth and ignorance, (2, len(group))."""
         operand, sums = self._operands[group], self._with_references[group]
-        assert self._packed is not None
         found = self._kernel.distances(sums, operand, self._packed, n_samples).T
         if group in self._true:
             truth = (operand.log_sums - self._true[group]) / (2 * n_samples)
             found = np.concatenate([truth[None], found])
         return found
+
+
+def _name(group: Group) -> str:
+    """Says which rows it has."""
+    return f"{group.rows[0]}+{len(group)}:{zlib.crc32(group.rows.tobytes()):08x}"
+
+
+def _begun(fresh: Callable[[], list[_Share]], stored: Iterable[Saved]) -> tuple[list[_Share], int]:
+    """Shares of a square that go on from the most samples whose sums are stored, and how many."""
+    for saved in stored:
+        shares = fresh()
+        if _restored(shares, saved):
+            return shares, saved.n_samples
+        del shares  # others are made in as much memory
+    return fresh(), 0
+
+
+def _restored(shares: Sequence[_Share], saved: Saved) -> bool:
+    """Whether the sums are whole, and of the same kernels, rows and pairs."""
+    try:
+        for share in shares:
+            share.restore(saved)
+    except StoreError:
+        return False
+    return True
 
 
 def _truth_and_ignorance(labels: npt.NDArray[np.int64], n_classes: int) -> torch.Tensor:

@@ -31,6 +31,7 @@ from analysis.tiles import (
     unfinished,
     write_tile,
 )
+from analysis.underway import Underway, begun, drop, drop_all
 from sweeper.durable import crash_point, remove_partials, sync_folder, write_atomically
 from sweeper.errors import AnalysisError, StoreError
 from sweeper.processors import n_cores
@@ -49,10 +50,17 @@ Ask = Callable[[Callable[[], Any]], Sequence[tuple[str, Any]]]
 class Source(Protocol):
     """Where the values come from; must be picklable if `map` leaves this process."""
 
-    def plan(self, missing: Sequence[Tile], layout: Layout, ask: Ask) -> Plan:
-        """Squares of the tiles that are missing, for machines that may be asked what they have."""
+    def plan(
+        self, missing: Sequence[Tile], layout: Layout, ask: Ask, begun: Sequence[Square]
+    ) -> Plan:
+        """Squares of the tiles that are missing, for machines that may be asked what they have.
 
-    def compute(self, square: Square, layout: Layout, run: int) -> Iterator[float | Part]:
+        Those of which sums are stored are given as `begun`.
+        """
+
+    def compute(
+        self, square: Square, layout: Layout, run: int, underway: Underway
+    ) -> Iterator[float | Part]:
         """Of a square, the shares of the work as they are done, then the tiles."""
 
 
@@ -112,7 +120,7 @@ def fill(
         place = unfinished(path)
         done = undamaged(place, tiling, about)
     missing = [tile for tile in tiling.upper() if done is None or tile_name(tile) not in done]
-    _check_room(path, len(missing) * bytes_of(tiling))
+    _make_room(path, place, len(missing) * bytes_of(tiling))
     if done is None:
         _set_aside(place, aside(path), about)
         create(place, tiling, about)
@@ -128,6 +136,7 @@ def fill(
     progress(n_done, total)
     with record_of(place).open("ab") as record:
         for events in _events(place, source, layout, earlier, missing, map, say, ask):
+            # Of one square, or of what is only copied.
             for event in events:
                 if not isinstance(event, dict):
                     progress(n_done + event, total)
@@ -137,10 +146,13 @@ def fill(
                 os.fsync(record.fileno())
                 crash_point("tile")
                 n_done += 1
+                done[event["tile"]] = event
                 progress(n_done, total)
+            drop(place, done)
     describe(place, tiling, about)  # what is left out may differ, though the tiles do not
     if place != path:
         _publish(place, path)
+    drop_all(path)
     shutil.rmtree(aside(path), ignore_errors=True)
     return len(missing)
 
@@ -159,9 +171,12 @@ def undamaged(path: Path, tiling: Tiling, about: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _check_room(path: Path, n_bytes: int) -> None:
-    """Refuse a disk on which the tiles to be written do not fit."""
+def _make_room(path: Path, place: Path, n_bytes: int) -> None:
+    """Refuse a disk on which the tiles to be written do not fit, even in the place of sums."""
     free = free_room(path.parent).n_bytes
+    if free is not None and n_bytes > free:
+        drop_all(place)
+        free = free_room(path.parent).n_bytes
     if free is not None and n_bytes > free:
         raise AnalysisError(
             str(path),
@@ -192,10 +207,17 @@ def _events(
     copied = sorted(set(missing) - set(computed))
     yield (_stored(place, layout, earlier, Part(tile, (), ())) for tile in copied)
     if computed:
-        plan = source.plan(computed, layout, ask)
+        found = begun(place, computed)
+        for square, saved in found:
+            tiles = f"{len(square):,} of {len(computed):,} tiles"
+            say(f"{tiles} were under way before, at {saved.share:.0%} of the samples")
+        plan = source.plan(computed, layout, ask, [square for square, _ in found])
         if plan.note:
             say(plan.note)
-        task = functools.partial(_computed, place.absolute(), source, layout, earlier, plan.run)
+        reserve = len(missing) * bytes_of(layout.tiling)
+        task = functools.partial(
+            _computed, place.absolute(), source, layout, earlier, plan.run, reserve
+        )
         yield from map(task, plan.squares, plan.unfit)
 
 
@@ -205,6 +227,7 @@ def _computed(
     layout: Layout,
     earlier: Earlier | None,
     run: int,
+    reserve: int,
     square: Square,
 ) -> Iterator[Done]:
     if not record_of(place).exists():
@@ -214,7 +237,7 @@ def _computed(
     storing: deque[Future[Record]] = deque()
     n_threads = min(n_cores(), _STORED_AT_ONCE)
     with ThreadPoolExecutor(n_threads) as pool:
-        for found in source.compute(square, layout, run):
+        for found in source.compute(square, layout, run, Underway(place, square, reserve)):
             if isinstance(found, Part):
                 storing.append(pool.submit(_stored, place, layout, earlier, found))
                 if len(storing) > n_threads:  # so that few tiles wait in memory
@@ -286,4 +309,5 @@ def _set_aside(made: Path, kept: Path, about: Mapping[str, Any]) -> None:
     if best is None or best.path == made:
         shutil.rmtree(kept, ignore_errors=True)
         if best is not None:
+            drop_all(made)
             made.rename(kept)

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from analysis.bhattacharyya import COEFFICIENT_FLOOR, Kernel, NotDistributionsError, Packed, devices
@@ -90,12 +91,12 @@ class Linear(abc.ABC):
         """Float64."""
         return 8 * self.n_factors * n_classes
 
-    def pack(self, log_p: torch.Tensor, before: Packed | None = None) -> Packed:
+    def pack(self, log_p: torch.Tensor, before: Packed) -> Packed:
         """See `Kernel`."""
         n, n_samples, n_classes = log_p.shape
         step, rows = self.step(n_classes), self.n_factors * n
         size = rows * n_samples * n_classes
-        memory = torch.empty(0) if before is None else before.run.memory
+        memory = torch.empty(0) if before.run is None else before.run.memory
         if memory.numel() < size:
             memory = torch.empty(size, dtype=torch.float64, device=self._device)
         parts = memory[:size].split(rows * step * n_classes)
@@ -109,9 +110,7 @@ class Linear(abc.ABC):
         decoded = self._pool.map(
             lambda place: self._decode(log_p[place[0], place[1]], place[2][:, place[0]]), places
         )
-        totals = torch.zeros(2, n, dtype=torch.float64).numpy()
-        if before is not None:
-            totals[:] = before.own, before.log_sums
+        totals = np.stack([before.own, before.log_sums])
         for (snapshots, _, _), found in zip(places, list(decoded), strict=True):
             totals[:, snapshots] += found
         return Packed(Factors(blocks, memory), totals[0], totals[1])

@@ -13,7 +13,7 @@ import torch
 
 from analysis.ahead import Rows, held, no_distribution
 from analysis.bhattacharyya import Kernel, NotDistributionsError, Packed, local_kernels
-from analysis.bhattacharyya.kernel import Float64
+from analysis.bhattacharyya.kernel import Float64, unpacked
 from analysis.memory import size_text
 from analysis.squares import padded
 from sweeper.errors import AnalysisError
@@ -58,8 +58,7 @@ def distances_to_few(rows: Rows, few: Few, memory: int) -> Iterator[Float64]:
         run, tables = _parts(rows, few, kernel, memory)
         for table in tables:
             sums = kernel.sums(len(table), n_few)
-            p: Packed | None = None
-            q: Packed | None = None
+            p, q = unpacked(len(table)), unpacked(n_few)
             part = dataclasses.replace(rows, table=table)
             runs = part.runs((n_samples, n_classes), run, kernel.step(n_classes))
             with contextlib.closing(runs):
@@ -67,15 +66,13 @@ def distances_to_few(rows: Rows, few: Few, memory: int) -> Iterator[Float64]:
                     p = _packed(kernel, log_p, p, samples, table)
                     q = _packed(kernel, log_q[:, samples], q, samples, few.table)
                     kernel.accumulate([(sums, p, q)])
-            assert p is not None
-            assert q is not None
             yield kernel.distances(sums, p, q, n_samples)
 
 
 def _packed(
     kernel: Kernel,
     log_p: torch.Tensor,
-    before: Packed | None,
+    before: Packed,
     samples: slice,
     table: pd.DataFrame,
 ) -> Packed:

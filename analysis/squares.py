@@ -18,7 +18,7 @@ from analysis.memory import size_text
 from analysis.tiles import Array, Tile, Tiling
 from sweeper.errors import AnalysisError
 
-SECONDS = 120.0  # of computing that a killed run may lose, where smaller squares cost little
+SECONDS = 120.0  # of computing a square, where smaller ones cost little: then its tiles are stored
 READING = 5e8  # predictions that are read and decoded each second, about
 COMPUTING = 8.0  # times as long as reading, which then matters little
 SQUARES = 4  # for each of several machines, which are not done at the same time
@@ -195,14 +195,14 @@ class Cost:
         often = self.run / run  # what is decoded together is decoded for each run of it
         return max(often * self.reading(size), self.computing(size))
 
-    def may_be_lost(self, size: Size) -> bool:
-        """Whether a killed run may lose all of a square, or smaller ones would be read too often.
+    def is_soon_done(self, size: Size) -> bool:
+        """Whether a square's tiles are soon there, or smaller ones would be read too often.
 
-        A square's tiles are stored when it is done, and reading binds where it takes longer than
-        computing. So a killed run loses on each machine at most two minutes, or as long as reading
-        the snapshots of a square takes; eight times as long where computing binds. Of 50,000
-        samples and 1,000 classes, each takes 0.1 s: at most 2 and 13 minutes for 1,000 snapshots,
-        17 and 133 minutes for 10,000. With less memory squares are smaller, and read more often.
+        Its tiles are stored when it is done, and reading binds where it takes longer than
+        computing. So a square takes at most two minutes, or as long as reading its snapshots; eight
+        times as long where computing binds. Of 50,000 samples and 1,000 classes, each takes 0.1 s:
+        at most 2 and 13 minutes for 1,000 snapshots, 17 and 133 minutes for 10,000. The sums of
+        those that take long are stored meanwhile, see `analysis.underway`.
         """
         return self.computing(size) <= max(SECONDS, COMPUTING * self.reading(size))
 
@@ -230,8 +230,13 @@ class Plan:
         return "too slow" if cost.rate < self.rate else ""
 
 
-def plan(missing: Sequence[Tile], layout: Layout, costs: Sequence[Cost]) -> Plan:
-    """As few squares as memory allows and a killed run may lose, and several a machine.
+def plan(
+    missing: Sequence[Tile],
+    layout: Layout,
+    costs: Sequence[Cost],
+    begun: Sequence[Square] = (),
+) -> Plan:
+    """As few squares as memory allows and are soon done, and several a machine.
 
     Machines are left out where the others are done sooner without them: those that are less than
     half as fast as another, which would have to be waited for in the end, and those with less
@@ -241,6 +246,7 @@ def plan(missing: Sequence[Tile], layout: Layout, costs: Sequence[Cost]) -> Plan
     Parameters
     ----------
     costs : of each machine, for the same predictions.
+    begun : missing tiles that go on from common sums. They come first, in squares of their own.
 
     Raises
     ------
@@ -271,7 +277,7 @@ def plan(missing: Sequence[Tile], layout: Layout, costs: Sequence[Cost]) -> Plan
             squares, _, sizes = cut(side)
             is_last = side == 1
             if all(fits(cost, way) for cost in team) and (
-                is_last or all(slowest.may_be_lost(size) for size in sizes)
+                is_last or all(slowest.is_soon_done(size) for size in sizes)
             ):
                 yield way
                 if is_last or len(squares) >= wanted:
@@ -297,8 +303,9 @@ def plan(missing: Sequence[Tile], layout: Layout, costs: Sequence[Cost]) -> Plan
     enough = (1 + GAIN) * min(seconds for seconds, *_ in found)
     _, _, way, rate = max((f for f in found if f[0] <= enough), key=lambda f: (f[1], f[2], -f[0]))
     side, run = ways[way]
-    squares, _, sizes = cut(side)
-    return Plan(squares, run, sizes=sizes, rate=rate)
+    rest = sorted(set(missing).difference(*begun))
+    squares = tuple(square for tiles in (*begun, rest) for square in _cut(tiles, side))
+    return Plan(squares, run, sizes=frozenset(map(layout.size, squares)), rate=rate)
 
 
 def _seconds(team: Sequence[Cost], sizes: Sequence[Size], run: int) -> float:

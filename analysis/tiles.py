@@ -7,6 +7,7 @@
         c.0.0  c.0.1  …        one tile each, CRC32C of the file inside
         finished.jsonl         one line a tile once it is durable: name and checksums of its values
       references/              (2, M) float64: distances of truth and of ignorance to each snapshot
+      underway/                only until it is finished, see `analysis.underway`
 
 A tile is written and fsynced, then recorded as finished by `analysis.fill`. What is recorded can be
 relied upon, or is refused by name. A matrix grows in `distances.unfinished.zarr` and replaces the

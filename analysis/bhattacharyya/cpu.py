@@ -12,7 +12,6 @@ import functools
 import math
 import typing
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib import util
 
 import numpy as np
@@ -55,21 +54,6 @@ def best(n_samples: int, n_classes: int) -> bool:
     return lanes() > 4 or n_classes < _MANY
 
 
-@dataclass(frozen=True)
-class Panels:
-    """Square-root probabilities of some snapshots on a run of samples.
-
-    Attributes
-    ----------
-    values : (n_panels, n_samples, n_classes, 16) float32, an even number of panels. What the last
-        ones lack in snapshots repeats the last one.
-    totals : (2, 16·n_panels) float64, what is left of the norms and the log sums, so far.
-    """
-
-    values: torch.Tensor
-    totals: Float64
-
-
 class Cpu:
     """The `Kernel` of this processor.
 
@@ -92,8 +76,12 @@ class Cpu:
         """Float32."""
         return 4 * n_classes
 
-    def pack(self, log_p: torch.Tensor, before: Packed | None = None) -> Packed:
-        """See `Kernel`; the numbers of one snapshot are best contiguous."""
+    def pack(self, log_p: torch.Tensor, before: Packed) -> Packed:
+        """See `Kernel`; the numbers of one snapshot are best contiguous.
+
+        The operand is (n_panels, n_samples, n_classes, 16) float32, an even number of panels. What
+        the last ones lack in snapshots repeats the last one.
+        """
         n, n_samples, n_classes = log_p.shape
         if log_p.dtype == torch.float16:
             values, roots = log_p, _roots().data_ptr()
@@ -103,7 +91,8 @@ class Cpu:
             values = values.contiguous()
         n_panels = _padded(n) // PANEL
         panels = _memory(before, (n_panels, n_samples, n_classes, PANEL))
-        totals = np.zeros((2, n_panels * PANEL)) if before is None else before.run.totals
+        totals = np.zeros((2, n_panels * PANEL))  # the last panel may lack snapshots
+        totals[:, :n] = before.own, before.log_sums
 
         def task(first: int) -> int:
             return int(
@@ -121,7 +110,7 @@ class Cpu:
 
         if any(list(self._pool.map(task, range(0, n_panels, _PANELS)))):
             raise NotDistributionsError
-        return Packed(Panels(panels, totals), totals[0, :n], totals[1, :n])
+        return Packed(panels, totals[0, :n], totals[1, :n])
 
     def sums(self, n_p: int, n_q: int) -> Float64:
         """As many as there are in whole panels."""
@@ -130,7 +119,7 @@ class Cpu:
     def accumulate(self, work: Work) -> None:
         """See `Kernel`; all of it is shared out among the threads at once."""
         tasks = [
-            (L, p.run.values, q.run.values, top, left)
+            (L, p.run, q.run, top, left)
             for L, p, q in work
             for top in range(0, L.shape[0], _TILE)
             for left in range(top if p is q else 0, L.shape[1], _TILE)
@@ -166,10 +155,10 @@ def _accumulate(L: Float64, p: torch.Tensor, q: torch.Tensor, top: int, left: in
     )
 
 
-def _memory(before: Packed | None, shape: tuple[int, ...]) -> torch.Tensor:
+def _memory(before: Packed, shape: tuple[int, ...]) -> torch.Tensor:
     """That of panels before: the system takes longer to give new memory than C to fill it."""
     size = math.prod(shape)
-    values = torch.empty(0) if before is None else before.run.values
+    values = torch.empty(0) if before.run is None else before.run
     return values.view(-1)[:size].view(shape) if values.numel() >= size else torch.empty(shape)
 
 

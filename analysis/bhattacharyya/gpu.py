@@ -110,7 +110,7 @@ class Gpu:
         chunk, n_chunks = _chunks(n_classes)
         return 2 * chunk * n_chunks * _DTYPE.itemsize
 
-    def pack(self, log_p: torch.Tensor, before: Packed | None = None) -> Packed:
+    def pack(self, log_p: torch.Tensor, before: Packed) -> Packed:
         """See `Kernel`."""
         operand = pack(log_p, self._device)
         own = own_sums(operand).cpu().numpy() * math.log(2)

@@ -32,7 +32,7 @@ class Packed:
 
     Attributes
     ----------
-    run : the operand, whose layout is the kernel's own.
+    run : the operand, whose layout is the kernel's own; None before any run.
     own : (n,) float64, Σₙ log of each snapshot's coefficient with itself, over all runs so far:
         what rounding leaves of its norm.
     log_sums : (n,) float64, Σₙ log of the sum of its probabilities, which was divided out.
@@ -64,13 +64,14 @@ class Kernel(Protocol):
     def packed_bytes(self, n_classes: int) -> int:
         """What one snapshot takes for one sample as an operand."""
 
-    def pack(self, log_p: torch.Tensor, before: Packed | None = None) -> Packed:
+    def pack(self, log_p: torch.Tensor, before: Packed) -> Packed:
         """Decode, normalise and lay out a run of samples.
 
         Parameters
         ----------
         log_p : (n, n_samples, n_classes) natural-log probabilities.
-        before : what the run before was packed into, whose memory is used again.
+        before : what the run before was packed into, whose memory is used again; of the first run,
+            what `unpacked` gives.
 
         Raises
         ------
@@ -78,7 +79,7 @@ class Kernel(Protocol):
         """
 
     def sums(self, n_p: int, n_q: int) -> Any:
-        """Zeros for all pairs of so many snapshots."""
+        """Zeros for all pairs of so many snapshots, of which `torch.as_tensor` makes no copy."""
 
     def accumulate(self, work: Work) -> None:
         """Add a run to sums, in place; of operands that are one and the same, pairs once."""
@@ -107,11 +108,14 @@ def moved(log_p: torch.Tensor, device: torch.device) -> torch.Tensor:
     return rows.as_strided(log_p.shape, log_p.stride())
 
 
-def after(before: Packed | None, run: Any, own: Float64, log_sums: Float64) -> Packed:
+def unpacked(n: int) -> Packed:
+    """So many snapshots, of which nothing is packed yet."""
+    return Packed(None, np.zeros(n), np.zeros(n))
+
+
+def after(before: Packed, run: Any, own: Float64, log_sums: Float64) -> Packed:
     """What is packed, with the totals of the runs before."""
-    if before is not None:
-        own, log_sums = before.own + own, before.log_sums + log_sums
-    return Packed(run, own, log_sums)
+    return Packed(run, before.own + own, before.log_sums + log_sums)
 
 
 def to_distances(L: Float64, p: Packed, q: Packed, n_samples: int) -> Float64:
@@ -161,13 +165,10 @@ def pairwise(
         step = kernel.step(n_classes)
         run = max(step, (kernel.memory or _AT_ONCE) // 2 // n_bytes // step * step)
     sums = kernel.sums(len(log_p), len(q))
-    packed_p: Packed | None = None
-    packed_q: Packed | None = None
+    packed_p, packed_q = unpacked(len(log_p)), unpacked(len(q))
     for start in range(0, n_samples, run):
         samples = slice(start, start + run)
         packed_p = kernel.pack(log_p[:, samples], packed_p)
         packed_q = packed_p if log_q is None else kernel.pack(q[:, samples], packed_q)
         kernel.accumulate([(sums, packed_p, packed_q)])
-    assert packed_p is not None
-    assert packed_q is not None
     return kernel.distances(sums, packed_p, packed_q, n_samples)

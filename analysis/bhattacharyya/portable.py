@@ -72,7 +72,7 @@ class Portable:
         """Its entries, and two numbers while it is packed."""
         return self._dtype.itemsize * n_classes + 16
 
-    def pack(self, log_p: torch.Tensor, before: Packed | None = None) -> Packed:
+    def pack(self, log_p: torch.Tensor, before: Packed) -> Packed:
         """See `Kernel`."""
         n, n_samples, n_classes = log_p.shape
         s = torch.empty(n_samples, n, n_classes, dtype=self._dtype, device=self._device)

@@ -25,6 +25,7 @@ from analysis.bhattacharyya import (
     pairwise,
 )
 from analysis.bhattacharyya.kernel import pairwise as in_runs
+from analysis.bhattacharyya.kernel import unpacked
 
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("gcc") or shutil.which("clang")
@@ -196,12 +197,12 @@ def test_coefficients_below_the_floor_change_no_bit_of_the_others(n_classes):
 def test_what_is_packed_once_serves_any_rectangle_and_its_memory_another_time(kernel):
     p, q = (torch.from_numpy(predictions(n, 264, 6)).half() for n in (40, 21))
     pairs, both = kernel.sums(40, 21), kernel.sums(40, 40)
-    rows = columns = None
+    rows, columns = unpacked(40), unpacked(21)
     for samples in (slice(200), slice(200, 264)):
         before = rows
         rows, columns = kernel.pack(p[:, samples], rows), kernel.pack(q[:, samples], columns)
         kernel.accumulate([(pairs, rows, columns), (both, rows, rows)])
-    assert rows.run.values.data_ptr() == before.run.values.data_ptr()
+    assert rows.run.data_ptr() == before.run.data_ptr()
     found = kernel.distances(pairs, rows, columns, 264)
     assert error(found, by_formula(p.numpy(), q.numpy())) < 1e-7
     found = kernel.distances(both, rows, rows, 264)
@@ -211,7 +212,7 @@ def test_what_is_packed_once_serves_any_rectangle_and_its_memory_another_time(ke
 @pytest.mark.usefixtures("width")
 def test_what_was_divided_out_of_rows_is_told(kernel):
     p = predictions(21, 264, 6) + np.random.default_rng(0).normal(0, 0.005, (21, 264, 1))
-    p, packed = p.astype(np.float16), None
+    p, packed = p.astype(np.float16), unpacked(21)
     for samples in (slice(100), slice(100, 264)):
         packed = kernel.pack(torch.from_numpy(p[:, samples]), packed)
     expected = logsumexp(p.astype(float), axis=-1).sum(-1)
@@ -269,7 +270,7 @@ def test_a_row_that_is_off_is_found_wherever_it_is(kernel):
         p = torch.from_numpy(predictions(37, 40, 10).astype(np.float16))
         p[tuple(rng.integers(p.shape[:2]))] = value
         with pytest.raises(NotDistributionsError):
-            kernel.pack(p)
+            kernel.pack(p, unpacked(37))
 
 
 @needs_kernel
@@ -277,7 +278,7 @@ def test_rows_that_only_float64_accepts_are_computed(monkeypatch):
     p = predictions(3, 300, 4)
     pack, calls = cpu.Cpu.pack, []
 
-    def refusing(self, log_p, before=None):
+    def refusing(self, log_p, before):
         calls.append(log_p)
         if len(calls) == 1:
             raise NotDistributionsError

@@ -13,7 +13,7 @@ from scipy.special import log_softmax, rel_entr
 
 from analysis import linear
 from analysis.bhattacharyya import NotDistributionsError
-from analysis.bhattacharyya.kernel import pairwise
+from analysis.bhattacharyya.kernel import pairwise, unpacked
 from analysis.linear import LOG_FLOOR, Hellinger, Linear, SymmetrisedKL
 from analysis.resampling import measure, stratified_counts
 
@@ -118,7 +118,7 @@ def test_the_division_into_runs_changes_no_bit(kind, steps, n_classes, last):
 def test_memory_is_used_again_and_a_shorter_run_is_no_longer_than_it_is(kind):
     p = torch.from_numpy(random_log_probs(9, 3000, 4))
     with linear.kernels(kind, 3000, 4) as [kernel, *_]:
-        first = kernel.pack(p[:, :2048])
+        first = kernel.pack(p[:, :2048], unpacked(9))
         second = kernel.pack(p[:, 2048:], first)
         assert second.run.memory is first.run.memory
         assert sum(block.shape[2] for block in second.run.blocks) == 952 * 4

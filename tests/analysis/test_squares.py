@@ -79,10 +79,10 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self.kernel, name)
 
-    def pack(self, log_p, before=None):
+    def pack(self, log_p, before):
         packed = self.kernel.pack(log_p, before)
-        if before is None:
-            self.held += packed.run.values.nbytes
+        if before.run is None:
+            self.held += packed.run.nbytes
         return packed
 
     def sums(self, n_p, n_q):
@@ -138,15 +138,19 @@ def tasks(draw) -> tuple[list, Layout, Cost]:
 
 
 @settings(max_examples=200)
-@given(tasks())
-def test_squares_share_out_the_missing_tiles_and_each_fits(task):
+@given(tasks(), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_squares_share_out_the_missing_tiles_and_each_fits(task, n_begun, seed):
     missing, layout, cost = task
+    numbers = np.random.default_rng(seed).integers(n_begun + 1, size=len(missing))
+    parts = [[missing[place] for place in np.flatnonzero(numbers == n)] for n in range(n_begun + 1)]
+    begun = [tuple(part) for part in parts[1:] if part]
     try:
-        found = plan(missing, layout, [cost])
+        found = plan(missing, layout, [cost], begun)
     except AnalysisError:
         assert not all(cost.fits(layout.size((tile,)), cost.step) for tile in missing)
         return
     assert sorted(itertools.chain(*found.squares)) == sorted(missing)
+    assert all(any(set(square) <= set(part) for part in parts) for square in found.squares)
     assert all(cost.fits(layout.size(square), found.run) for square in found.squares)
     assert 1 <= found.run <= cost.run
     assert found.run == cost.run or found.run % cost.step == 0
@@ -347,9 +351,9 @@ def test_kernels_of_one_machine_that_work_on_unlike_runs_share_one_plan(store, t
     seen: list[int] = []
     runs = Rows.runs
 
-    def seeing(self, shape, run, step):
+    def seeing(self, shape, run, step, first):
         seen.append(step)
-        return runs(self, shape, run, step)
+        return runs(self, shape, run, step, first)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Rows, "runs", seeing)

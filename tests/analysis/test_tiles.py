@@ -30,10 +30,10 @@ class Blocks:
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
 
-    def plan(self, missing, layout, ask):
+    def plan(self, missing, layout, ask, begun):
         return Plan(tuple((tile,) for tile in missing), 1)
 
-    def compute(self, square, layout, run):
+    def compute(self, square, layout, run, underway):
         for tile in square:
             self.asked.append(tile)
             pieces, references = [], []

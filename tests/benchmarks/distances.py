@@ -26,6 +26,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from analysis.bhattacharyya import COEFFICIENT_FLOOR, cpu, pairwise
+from analysis.bhattacharyya.kernel import unpacked
 
 Work = Callable[[], object]
 Make = Callable[[int, int, int], torch.Tensor]
@@ -96,7 +97,7 @@ def operations(n: int, n_samples: int, n_classes: int) -> float:
 def kernels(log_p: torch.Tensor, pool: ThreadPoolExecutor) -> dict[str, Work]:
     """Packing, and every width of the kernel on what is packed."""
     kernel = cpu.Cpu(pool, 1)
-    packed = kernel.pack(log_p)
+    packed = kernel.pack(log_p, unpacked(len(log_p)))
     L = kernel.sums(len(log_p), len(log_p))
 
     def run(n: int) -> None:

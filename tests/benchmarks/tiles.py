@@ -4,11 +4,13 @@
 
 A store of made trials of 60 snapshots is written and sealed; then each way of computing all
 distances runs in a process of its own. With `--before` also the way that it was: tile after tile,
-both operands of each read and decoded for it, and the references in float64.
+both operands of each read and decoded for it, and the references in float64. The last rows store
+the sums of what is under way every second, not every five minutes, and kill that run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import resource
@@ -17,12 +19,13 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis import blocks, fill, stages
+from analysis import blocks, fill, stages, underway
 from analysis.bhattacharyya import pairwise, to_ignorance, to_truth
 from analysis.memory import parse_size
 from analysis.squares import Layout, Part, Piece, Plan
@@ -38,11 +41,11 @@ class Before:
     def __init__(self, made: blocks.DistanceBlocks) -> None:
         self.homes, self.rows, self.split = made.homes, made.rows, made.split
 
-    def plan(self, missing: Any, layout: Layout, ask: Any) -> Plan:
+    def plan(self, missing: Any, layout: Layout, ask: Any, begun: Any) -> Plan:
         """A tile a square."""
         return Plan(tuple((tile,) for tile in missing), 0)
 
-    def compute(self, square: Any, layout: Layout, run: int) -> Any:
+    def compute(self, square: Any, layout: Layout, run: int, underway: Any) -> Any:
         """Its distances and references."""
         tile = square[0]
         p, q = (layout.groups[index][0] for index in tile)
@@ -100,8 +103,15 @@ def count_decodes() -> Counter[str]:
     return counted
 
 
-def compute(folder: Path, before: bool, memory: str, where: str | None) -> dict[str, float]:
+def compute(
+    folder: Path,
+    before: bool,
+    memory: str,
+    where: str | None,
+    every: float = underway.SECONDS,
+) -> dict[str, float]:
     """All distances of the store, or of some trials: what that took."""
+    underway.SECONDS = every
     counted = count_decodes()
     started, cpu = time.perf_counter(), time.process_time()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -135,6 +145,14 @@ def row(name: str, folder: Path, *how: Any) -> None:
     )
 
 
+def kill(folder: Path, step: str) -> None:
+    """Compute until a step of `SWEEPER_CRASH_AT`."""
+    os.environ["SWEEPER_CRASH_AT"] = step
+    with contextlib.suppress(BrokenProcessPool):
+        alone(compute, folder, False, "8GiB", None, 1.0)
+    del os.environ["SWEEPER_CRASH_AT"]
+
+
 def main() -> None:
     """Write the store and print the table."""
     arguments = parser(__doc__, models=5040, samples=10_000)
@@ -160,6 +178,11 @@ def main() -> None:
         if asked.before:
             shutil.rmtree(made / "analysis")
             row("tiles, as it was", made, True, "8GiB", None)
+        shutil.rmtree(made / "analysis")
+        row("sums stored every second", made, False, "8GiB", None, 1.0)
+        shutil.rmtree(made / "analysis")
+        kill(made, "sums:2")
+        row("what is left when that is killed after two of these", made, False, "8GiB", None, 1.0)
 
 
 if __name__ == "__main__":

@@ -79,11 +79,11 @@ class Source:
     ) -> None:
         self.marks, self.deadly, self.times, self.waits = marks, deadly, times, waits
 
-    def plan(self, missing, layout, ask):
+    def plan(self, missing, layout, ask, begun):
         self.answers = [answer for _, answer in ask(rate)]
         return Plan(tuple((tile,) for tile in missing), 1, rate=1)
 
-    def compute(self, square, layout, run):
+    def compute(self, square, layout, run, underway):
         [tile] = square
         name = f"{tile[0]}.{tile[1]}"
         mark = f"{os.getppid()} {os.environ.get('RATE', 1)}"
