@@ -153,7 +153,7 @@ def first_line(error: BaseException) -> str:
 
 def few(names: Sequence[str]) -> str:
     """The first three of them, and how many more there are: `a, b, c and 4 more`."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 

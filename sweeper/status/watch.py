@@ -16,7 +16,7 @@ from rich.live import Live as Screen
 from rich.text import Text
 
 from sweeper.durable import write_atomically
-from sweeper.errors import SweepDirError
+from sweeper.errors import SweepDirError, few
 from sweeper.room import is_full
 from sweeper.status.live import read_live
 from sweeper.status.summary import Status
@@ -117,8 +117,5 @@ def _awaited(folder: SweepDir, driver: Mapping[str, Any]) -> str:
     live = read_live(folder.live, driver)
     if live is None or not live.running:
         return "waiting for the driver to end"
-    shown = [
-        f"{trial} on {found.get('host', '?')}" for trial, found in list(live.running.items())[:3]
-    ]
-    more = f" and {len(live.running) - 3:,} more" if len(live.running) > 3 else ""
-    return f"waiting for {', '.join(shown)}{more}"
+    running = [f"{trial} on {found.get('host', '?')}" for trial, found in live.running.items()]
+    return f"waiting for {few(running)}"

@@ -12,14 +12,13 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from sweeper.durable import write_atomically
-from sweeper.errors import SweepDirError
+from sweeper.errors import SweepDirError, few
 from sweeper.plan import planned_ids
 from sweeper.store.claim import DRIVER, clear
 from sweeper.store.objects import open_objects
 from sweeper.sweep_dir import SweepDir, manifest_of
 
 SWEEPS = "sweeps"
-N_NAMED = 8  # of the sweeps of one store, in an error
 
 _MANIFEST = "sweep.json"  # so that no folder is taken for a sweep directory
 _SHARE = re.compile(r"(.+)-\d+-of-(\d+)")  # what `shard.named` calls it
@@ -179,9 +178,7 @@ def find_sweep(place: str) -> StoredSweep | None:
         return StoredSweep(root, name)
     found = sorted(objects.stamps(SWEEPS, _MANIFEST))
     if len(found) > 1:
-        named = ", ".join(f"`{name}`" for name in found[:N_NAMED])
-        more = f" and {len(found) - N_NAMED:,} more" if len(found) > N_NAMED else ""
-        there = f"holds {len(found):,} sweeps: {named}{more}"
+        there = f"holds {len(found):,} sweeps: {few([f'`{name}`' for name in found])}"
         hint = f"`{place}/{SWEEPS}/{found[0]}` is the first of them"
         raise SweepDirError(place, there, "one sweep, or the name of one", hint)
     return StoredSweep(place, found[0]) if found else None
