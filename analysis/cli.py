@@ -168,7 +168,7 @@ def project(map_file: MapFile, place: Place, out: Out = None) -> None:
     """Place the snapshots of a sweep in the map of another."""
     from analysis import maps
 
-    _print(maps.project(map_file, place, out, say))
+    _print(maps.project(map_file, place, out, say, _Progress("projection", "snapshots")))
 
 
 @app.command()
@@ -244,9 +244,9 @@ class _Progress:
 
     interval = 30.0
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.first: float | None = None  # tiles that were there before this run
+    def __init__(self, name: str, unit: str = "tiles") -> None:
+        self.name, self.unit = name, unit
+        self.first: float | None = None  # what was there before this run
         self.most = -1.0
         self.started = self.shown = time.monotonic()
 
@@ -268,4 +268,4 @@ class _Progress:
         computed = done - (self.first or 0)
         left = (now - self.started) / computed * (total - done) if computed else None
         eta = f", {left:.0f} s left" if left is not None and done < total else ""
-        return f"{done:.0f}/{total} tiles{eta}"
+        return f"{done:.0f}/{total} {self.unit}{eta}"

@@ -32,6 +32,7 @@ from analysis.tiles import (
     write_tile,
 )
 from analysis.underway import Underway, begun, drop, drop_all
+from analysis.upper import Progress
 from sweeper.durable import crash_point, remove_partials, sync_folder, write_atomically
 from sweeper.errors import AnalysisError, StoreError
 from sweeper.processors import n_cores
@@ -80,7 +81,7 @@ def fill(
     tiling: Tiling,
     about: Mapping[str, Any],
     map: Map = map_here,
-    progress: Callable[[float, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
     say: Callable[[str], None] = lambda message: None,
     ask: Ask = ask_here,
 ) -> int:

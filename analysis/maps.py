@@ -128,6 +128,7 @@ def project(
     place: str,
     out: str | None = None,
     say: Say = lambda message: None,
+    progress: Progress = lambda done, total: None,
 ) -> list[Path]:
     """Place the snapshots of all complete trials of a store in a map.
 
@@ -164,7 +165,7 @@ def project(
         if are_of(about, tables=[path]):
             say("projection: unchanged")
             return [path]
-        x, misfit = _placed(found.landmarks, _distances(map_path, found, selection))
+        x, misfit = _placed(found.landmarks, _distances(map_path, found, selection, progress))
         write_table(path, with_axes(selection.rows, x).assign(misfit=misfit), about)
         say(
             f"projection: {(misfit > found.misfit).mean():.0%} of the snapshots fit worse than "
@@ -238,11 +239,14 @@ def _check_samples(map_path: Path, place: str, found: Map, selection: Selection)
     raise AnalysisError(place, f"predictions of other {what} than the map's", allowed, hint)
 
 
-def _distances(map_path: Path, found: Map, selection: Selection) -> Iterator[Float64]:
+def _distances(
+    map_path: Path, found: Map, selection: Selection, progress: Progress
+) -> Iterator[Float64]:
     """Distances of the selected snapshots to the landmarks, of some after another."""
     names = {
         "trial_id": [f"{trial_id} of {map_path}" for trial_id in found.about["trial_id"]],
         "snapshot": found.about["snapshot"],
     }
     rows = ahead.Rows(selection.locations, selection.rows, found.about["split"])
-    return distances_to_few(rows, Few(found.log_probs, pd.DataFrame(names)), budget(None))
+    few = Few(found.log_probs, pd.DataFrame(names))
+    return distances_to_few(rows, few, budget(None), progress)

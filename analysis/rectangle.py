@@ -16,6 +16,7 @@ from analysis.bhattacharyya import Kernel, NotDistributionsError, Packed, local_
 from analysis.bhattacharyya.kernel import Float64, unpacked
 from analysis.memory import size_text
 from analysis.squares import padded
+from analysis.upper import Progress
 from sweeper.errors import AnalysisError
 
 
@@ -34,7 +35,12 @@ class Few:
     table: pd.DataFrame
 
 
-def distances_to_few(rows: Rows, few: Few, memory: int) -> Iterator[Float64]:
+def distances_to_few(
+    rows: Rows,
+    few: Few,
+    memory: int,
+    progress: Progress = lambda done, total: None,
+) -> Iterator[Float64]:
     """Distances of the rows, in their order, (n, n_few) float64 in nats, of some after another.
 
     Each prediction is decoded once, and the few are packed once for as many trials as memory
@@ -45,6 +51,8 @@ def distances_to_few(rows: Rows, few: Few, memory: int) -> Iterator[Float64]:
     ----------
     rows : the snapshots of a trial are next to each other.
     memory : bytes that this may take.
+    progress : called with the snapshots that are done, those that are read in proportion, and with
+        their number.
 
     Raises
     ------
@@ -56,6 +64,8 @@ def distances_to_few(rows: Rows, few: Few, memory: int) -> Iterator[Float64]:
     with local_kernels(n_samples, n_classes) as kernels:
         kernel = kernels[0]
         run, tables = _parts(rows, few, kernel, memory)
+        n_done = 0
+        progress(n_done, len(rows.table))
         for table in tables:
             sums = kernel.sums(len(table), n_few)
             p, q = unpacked(len(table)), unpacked(n_few)
@@ -66,6 +76,9 @@ def distances_to_few(rows: Rows, few: Few, memory: int) -> Iterator[Float64]:
                     p = _packed(kernel, log_p, p, samples, table)
                     q = _packed(kernel, log_q[:, samples], q, samples, few.table)
                     kernel.accumulate([(sums, p, q)])
+                    share = samples.stop / n_samples
+                    progress(n_done + share * len(table), len(rows.table))
+            n_done += len(table)
             yield kernel.distances(sums, p, q, n_samples)
 
 

@@ -45,10 +45,10 @@ from analysis.tiles import (
     unfinished,
 )
 from analysis.union import open_union
+from analysis.upper import Progress
 from sweeper.errors import AnalysisError, StoreError, few, nearest
 
 Say = Callable[[str], None]
-Progress = Callable[[float, int], None]
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from sweeper.errors import AnalysisError
 from sweeper.processors import n_cores
 
 Float64 = npt.NDArray[np.float64]
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, int], None]  # how many are done, and of how many
 T = TypeVar("T")
 
 RESIDENT = 2 << 30  # bytes of float64 tiles that are kept in memory

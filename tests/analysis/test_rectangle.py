@@ -68,6 +68,17 @@ def test_they_are_those_of_pairs_in_memory_and_the_same_whatever_the_memory(stor
     assert max(n_parts) > 1
 
 
+def test_progress_counts_snapshots_as_they_are_read(store):
+    seen = []
+    rows, few = rows_of(store), few_of(store)
+    parts = list(distances_to_few(rows, few, 1_200_000, lambda *counts: seen.append(counts)))
+    done = [n for n, _ in seen]
+    assert done == sorted(done)
+    assert seen[0] == (0, 24)
+    assert seen[-1] == (24, 24)
+    assert set(np.cumsum([len(part) for part in parts])) <= set(done)
+
+
 def test_the_kernel_is_that_of_all_samples_and_classes(store, monkeypatch):
     asked = []
 
