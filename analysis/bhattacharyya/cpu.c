@@ -4,9 +4,9 @@
  * snapshot. One layout serves as rows, whose numbers are broadcast, and as columns, which are
  * loaded as vectors; both are read strictly forwards.
  *
- * A tile of ROWS × 2·LANES coefficients stays in registers while the classes of one sample are
- * summed. A logarithm for each would bind, so coefficients are multiplied: after GROUP samples the
- * product's exponent goes to an integer sum, exactly, and its mantissa stays. One logarithm of
+ * A tile of a few rows × 2·LANES coefficients stays in registers while the classes of one sample
+ * are summed. A logarithm for each would bind, so coefficients are multiplied: after GROUP samples
+ * the product's exponent goes to an integer sum, exactly, and its mantissa stays. One logarithm of
  * that mantissa is taken for each block of samples.
  *
  * The file includes itself once for every width of vectors; each function is compiled for the
@@ -21,6 +21,7 @@
 
 enum {
     WIDTH = 16,          /* snapshots in a panel */
+    MOST = 8,            /* of them, rows of a tile */
     GROUP = 4,           /* coefficients in a product; 2^124 · (2^-60)^4 is a normal float still */
     SCALE = 127 + 124,   /* biased exponent that a product starts with */
     FLOOR = 127 - 60,    /* biased exponent of the smallest coefficient */
@@ -58,18 +59,18 @@ int widest(void)
 
 #ifdef __x86_64__
 #define LANES 16
-#define ROWS 8
+#define STRIPS(of) of(0, 8) of(8, 8) /* rows of a panel: from which on, and how many at once */
 #define TARGET __attribute__((target("avx512f,avx512dq")))
 #define LARGER(a, b) ((ints)_mm512_max_epi32((__m512i)(a), (__m512i)(b)))
 #include "cpu.c"
 #define LANES 8
-#define ROWS 4 /* 8 of 16 registers are sums; more would leave no room for the operands */
+#define STRIPS(of) of(0, 6) of(6, 5) of(11, 5) /* 12 of 16 registers are sums, 3 are operands */
 #define TARGET __attribute__((target("avx2,fma")))
 #define LARGER(a, b) ((ints)_mm256_max_epi32((__m256i)(a), (__m256i)(b)))
 #include "cpu.c"
 #endif
 #define LANES 4 /* SSE2, NEON, or whatever the compiler makes of it */
-#define ROWS 4
+#define STRIPS(of) of(0, 4) of(4, 4) of(8, 4) of(12, 4)
 #define TARGET
 #define LARGER(a, b) (((a) & ((a) > (b))) | ((b) & ((a) <= (b))))
 #include "cpu.c"
@@ -83,18 +84,19 @@ typedef FOR_LANES(floats) FOR_LANES(operand) __attribute__((aligned(4), may_alia
 #define ints FOR_LANES(ints)
 #define operand FOR_LANES(operand)
 
-/* Of one sample, the sums over some classes of the products of ROWS snapshots at `p` with LANES
+/* Of one sample, the sums over some classes of the products of `rows` snapshots at `p` with LANES
  * at `q` and LANES at `r`. */
-INLINE TARGET static void FOR_LANES(multiply)(const float *p, const float *q, const float *r,
-                                              int64_t n_classes, floats sum[ROWS][2])
+INLINE TARGET static void FOR_LANES(multiply)(int rows, const float *p, const float *q,
+                                              const float *r, int64_t n_classes,
+                                              floats sum[MOST][2])
 {
 #pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++)
+    for (int i = 0; i < rows; i++)
         sum[i][0] = sum[i][1] = (floats){0};
     for (int64_t c = 0; c < n_classes; c++, p += WIDTH, q += WIDTH, r += WIDTH) {
         const floats s = *(const operand *)q, t = *(const operand *)r;
 #pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) {
+        for (int i = 0; i < rows; i++) {
             sum[i][0] += s * p[i];
             sum[i][1] += t * p[i];
         }
@@ -105,38 +107,38 @@ INLINE TARGET static void FOR_LANES(multiply)(const float *p, const float *q, co
  *
  * Unless it is `floored`, coefficients are not compared with the floor, and nothing is added and 1
  * returned where one may be below it: where the product of some, all of them 1 at most, is.
- * Whether there are several `chunks` of classes is known when this is compiled, since sums that
- * are not needed would take registers. */
-INLINE TARGET static int FOR_LANES(tile)(const float *p, const float *q, const float *r,
+ * How many `rows` and whether there are several `chunks` of classes is known when this is compiled,
+ * since sums that are not needed would take registers. */
+INLINE TARGET static int FOR_LANES(tile)(int rows, const float *p, const float *q, const float *r,
                                          int64_t n_samples, int64_t n_classes, int chunks,
                                          int floored, double *L, int64_t ld)
 {
     ints low = {0}; /* negative where a product was below the floor */
-    floats product[ROWS][2];
-    ints exponent[ROWS][2];
+    floats product[MOST][2];
+    ints exponent[MOST][2];
     int32_t bias = 0;
-    for (int i = 0; i < ROWS; i++)
+    for (int i = 0; i < rows; i++)
         for (int k = 0; k < 2; k++) {
             product[i][k] = (floats)((ints){0} + (SCALE << 23));
             exponent[i][k] = (ints){0};
         }
     for (int64_t n = 0; n < n_samples; n += GROUP, bias += SCALE) {
         for (int64_t left = at_most(GROUP, n_samples - n); left > 0; left--) {
-            floats sum[ROWS][2];
-            FOR_LANES(multiply)(p, q, r, chunks ? CHUNK : n_classes, sum);
+            floats sum[MOST][2];
+            FOR_LANES(multiply)(rows, p, q, r, chunks ? CHUNK : n_classes, sum);
             for (int64_t c = CHUNK; chunks && c < n_classes; c += CHUNK) {
                 const int64_t at = c * WIDTH, some = at_most(CHUNK, n_classes - c);
-                floats part[ROWS][2];
-                FOR_LANES(multiply)(p + at, q + at, r + at, some, part);
+                floats part[MOST][2];
+                FOR_LANES(multiply)(rows, p + at, q + at, r + at, some, part);
 #pragma GCC unroll 8
-                for (int i = 0; i < ROWS; i++) {
+                for (int i = 0; i < rows; i++) {
                     sum[i][0] += part[i][0];
                     sum[i][1] += part[i][1];
                 }
             }
             p += n_classes * WIDTH, q += n_classes * WIDTH, r += n_classes * WIDTH;
 #pragma GCC unroll 8
-            for (int i = 0; i < ROWS; i++)
+            for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
                 for (int k = 0; k < 2; k++) {
                     /* Floats that are not negative are in the order of their bits. */
@@ -145,7 +147,7 @@ INLINE TARGET static int FOR_LANES(tile)(const float *p, const float *q, const f
                 }
         }
 #pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++)
+        for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
             for (int k = 0; k < 2; k++) {
                 const ints bits = (ints)product[i][k];
@@ -158,7 +160,7 @@ INLINE TARGET static int FOR_LANES(tile)(const float *p, const float *q, const f
     for (int j = 0; j < LANES; j++)
         if (low[j] < 0)
             return 1;
-    for (int i = 0; i < ROWS; i++)
+    for (int i = 0; i < rows; i++)
         for (int k = 0; k < 2; k++) {
             /* ln m of m in [√½, √2) by the series of artanh, to 1e-7. */
             const ints bits = ((ints)product[i][k] & 0x7fffff) | 127 << 23;
@@ -168,10 +170,32 @@ INLINE TARGET static int FOR_LANES(tile)(const float *p, const float *q, const f
             const floats t = (m - 1) / (m + 1), u = t * t;
             const floats ln = 2 * t * (1 + u * (1.f / 3 + u * (1.f / 5 + u * (1.f / 7 + u / 9))));
             double *sums = L + i * ld + k * LANES;
+            /* Of arrays, compilers make vectors of doubles. */
+            int32_t power[LANES];
+            float rest[LANES];
+            __builtin_memcpy(power, &twos, sizeof power);
+            __builtin_memcpy(rest, &ln, sizeof rest);
             for (int j = 0; j < LANES; j++)
-                sums[j] += twos[j] * 0.693147180559945309 + ln[j];
+                sums[j] += power[j] * 0.693147180559945309 + rest[j];
         }
     return 0;
+}
+
+/* A tile, compared with the floor if coefficients were `low` before; returns whether any is. */
+INLINE TARGET static int FOR_LANES(strip)(int rows, const float *p, const float *q, const float *r,
+                                          int64_t n_samples, int64_t n_classes, int low, double *L,
+                                          int64_t ld)
+{
+    if (n_classes > CHUNK) {
+        low = low || FOR_LANES(tile)(rows, p, q, r, n_samples, n_classes, 1, 0, L, ld);
+        if (low)
+            FOR_LANES(tile)(rows, p, q, r, n_samples, n_classes, 1, 1, L, ld);
+    } else {
+        low = low || FOR_LANES(tile)(rows, p, q, r, n_samples, n_classes, 0, 0, L, ld);
+        if (low)
+            FOR_LANES(tile)(rows, p, q, r, n_samples, n_classes, 0, 1, L, ld);
+    }
+    return low;
 }
 
 /* Add to `L` the sums of the rows and columns from `top`, `left` up to `bottom`, `right`, which
@@ -189,18 +213,14 @@ TARGET void FOR_LANES(accumulate)(const float *p, const float *q, int64_t n_samp
             const int64_t k = j + LANES, end = upper ? at_most(bottom, j + 2 * LANES) : bottom;
             const float *a = q + (j / WIDTH * panel + n * n_classes) * WIDTH + j % WIDTH;
             const float *b = q + (k / WIDTH * panel + n * n_classes) * WIDTH + k % WIDTH;
-            for (int64_t i = top; i < end; i += ROWS) {
-                const float *row = p + (i / WIDTH * panel + n * n_classes) * WIDTH + i % WIDTH;
+            for (int64_t i = top; i < end; i += WIDTH) {
+                const float *rows = p + (i / WIDTH * panel + n * n_classes) * WIDTH;
                 double *sums = L + i * ld + j;
-                if (n_classes > CHUNK) {
-                    low = low || FOR_LANES(tile)(row, a, b, n_run, n_classes, 1, 0, sums, ld);
-                    if (low)
-                        FOR_LANES(tile)(row, a, b, n_run, n_classes, 1, 1, sums, ld);
-                } else {
-                    low = low || FOR_LANES(tile)(row, a, b, n_run, n_classes, 0, 0, sums, ld);
-                    if (low)
-                        FOR_LANES(tile)(row, a, b, n_run, n_classes, 0, 1, sums, ld);
-                }
+#define STRIP(from, n)                                                                             \
+    if (i + from < end)                                                                            \
+        low = FOR_LANES(strip)(n, rows + from, a, b, n_run, n_classes, low, sums + from * ld, ld);
+                STRIPS(STRIP)
+#undef STRIP
             }
         }
     }
@@ -279,7 +299,7 @@ TARGET int64_t FOR_LANES(pack)(const void *values, const float *roots, int64_t s
 #undef ints
 #undef operand
 #undef LANES
-#undef ROWS
+#undef STRIPS
 #undef TARGET
 #undef LARGER
 #endif
