@@ -184,7 +184,7 @@ class Distances:
         if tile[0] == tile[1]:
             self.references_of(tile[0])
         values = self._read(self._d, tile, tuple(map(self.tiling.span, tile)), "crc32")
-        self._checked[tile] = _crc32c(values)
+        self._checked[tile] = crc32c(values)
         return values
 
     def is_sound(self, tile: Tile) -> bool:
@@ -210,7 +210,7 @@ class Distances:
         if len(found) == 4 * side**2:
             whole = found.view("<f4").reshape(side, side)
             values = whole[: rows.stop - rows.start, : columns.stop - columns.start]
-            if _crc32c(values) == self._checked[tile]:
+            if crc32c(values) == self._checked[tile]:
                 return values
         raise StoreError(f"{self.path}: tile {tile_name(tile)}", "damaged", hint=_AGAIN)
 
@@ -371,7 +371,8 @@ def _crc32(values: Array) -> int:
     return zlib.crc32(np.ascontiguousarray(values).tobytes())
 
 
-def _crc32c(values: Array) -> int:
+def crc32c(values: Array) -> int:
+    """CRC32C of an array's bytes."""
     data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     data.flags.writeable = False  # nothing else is taken
     return int(google_crc32c.value(data))

@@ -23,12 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import torch
 
 from analysis.squares import Square
-from analysis.tiles import Tile, record_of, tile_name
+from analysis.tiles import Tile, crc32c, record_of, tile_name
 from sweeper.durable import PARTIAL, Bytes, crash_point, write_parts
 from sweeper.errors import StoreError
 from sweeper.room import free_room
@@ -66,14 +65,14 @@ class Saved:
         ------
         StoreError : it is absent, of another shape, damaged, or cannot be read.
         """
-        start, shape, crc32c = self.arrays.get(name, (0, (), 0))
+        start, shape, expected = self.arrays.get(name, (0, (), 0))
         if shape != tuple(into.shape):
             raise StoreError(str(self.path), f"no sums `{name}` of shape {tuple(into.shape)}")
         try:
             values = np.fromfile(self.path, np.float64, into.numel(), offset=start)
         except OSError as error:
             raise StoreError(str(self.path), str(error)) from error
-        if values.size != into.numel() or _crc32c(values.tobytes()) != crc32c:
+        if values.size != into.numel() or crc32c(values) != expected:
             raise StoreError(str(self.path), f"sums `{name}` are damaged")
         into.copy_(torch.from_numpy(values.reshape(shape)))
 
@@ -169,19 +168,21 @@ def _all(place: Path) -> list[Saved]:
     found = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in sorted(_folder(place).iterdir()):
+            if path.suffix == PARTIAL:  # not there yet
+                continue
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, struct.error):
-                found += [] if path.suffix == PARTIAL else [_read(path)]
+                found.append(_read(path))
     return sorted(found, key=lambda saved: -saved.n_samples)
 
 
 def _read(path: Path) -> Saved:
     with path.open("rb") as file:
         file.seek(-_END.size, 2)
-        crc32c, start = _END.unpack(file.read())
+        expected, start = _END.unpack(file.read())
         file.seek(start)
         text = file.read()[: -_END.size]
     about = json.loads(text)
-    if _crc32c(text) != crc32c or about["format"] != FORMAT:
+    if _of_text(text) != expected or about["format"] != FORMAT:
         raise ValueError(f"{path}: damaged, or of another format")
     return Saved(
         path,
@@ -196,14 +197,14 @@ def _parts(about: Mapping[str, Any], sums: Sums) -> Iterator[Bytes]:
     """The content of a file; of arrays on a device, one at a time is copied here."""
     arrays, start = {}, 0
     for name, values in sums.items():
-        data = np.ascontiguousarray(values.cpu().numpy()).tobytes()
-        arrays[name] = (start, tuple(values.shape), _crc32c(data))
-        start += len(data)
-        yield data
+        data = np.ascontiguousarray(values.cpu().numpy())
+        arrays[name] = (start, data.shape, crc32c(data))
+        start += data.nbytes
+        yield data.data
     text = json.dumps({**about, "arrays": arrays}).encode()
     yield text
-    yield _END.pack(_crc32c(text), start)
+    yield _END.pack(_of_text(text), start)
 
 
-def _crc32c(data: bytes) -> int:
-    return int(google_crc32c.value(data))
+def _of_text(text: bytes) -> int:
+    return crc32c(np.frombuffer(text, np.uint8))

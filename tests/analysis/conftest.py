@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+from analysis.ahead import Rows
 from sweeper.store.opening import create_store
 from sweeper.store.schema import SampleSet
 from sweeper.store.seal import seal
@@ -64,6 +66,21 @@ def _write_trial(
     if state is not None:
         seal(objects, trial_id, state, writer.attempt)
     return np.stack(kept)
+
+
+@contextlib.contextmanager
+def watched_runs() -> Iterator[list[tuple[int, int]]]:
+    """The step of all that is read in runs, and the sample from which on."""
+    seen: list[tuple[int, int]] = []
+    runs = Rows.runs
+
+    def seeing(self, shape, run, step, first):
+        seen.append((step, first))
+        return runs(self, shape, run, step, first)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rows, "runs", seeing)
+        yield seen
 
 
 @pytest.fixture

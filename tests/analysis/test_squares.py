@@ -30,7 +30,7 @@ from analysis.tiles import Tiling, open_distances
 from analysis.union import open_union
 from sweeper.errors import AnalysisError, HoleError, StoreError
 from sweeper.store import codec, open_store
-from tests.analysis.conftest import _write_trial
+from tests.analysis.conftest import _write_trial, watched_runs
 
 N_SAMPLES = 1000  # three steps of the C kernel, which is exact to the bit
 HUGE = 1 << 40
@@ -348,17 +348,9 @@ def test_kernels_of_one_machine_that_work_on_unlike_runs_share_one_plan(store, t
         with local_kernels(n_samples, n_classes) as [kernel]:
             yield [kernel, Longer(kernel)]
 
-    seen: list[int] = []
-    runs = Rows.runs
-
-    def seeing(self, shape, run, step, first):
-        seen.append(step)
-        return runs(self, shape, run, step, first)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rows, "runs", seeing)
+    with watched_runs() as seen:
         computed(store, tmp_path / "d", 6, kernels=kernels)
-    assert {step % 192 for step in seen} == {step % 320 for step in seen} == {0}
+    assert {step % 192 for step, _ in seen} == {step % 320 for step, _ in seen} == {0}
 
 
 # --- computing ------------------------------------------------------------------------------

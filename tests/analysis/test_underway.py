@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from analysis import fill as filling
 from analysis import underway
-from analysis.ahead import Rows, spans
+from analysis.ahead import spans
 from analysis.bhattacharyya import cpu, local_kernels
 from analysis.bhattacharyya.portable import Portable, threads
 from analysis.blocks import DistanceBlocks, Kernels
@@ -35,7 +35,7 @@ from analysis.underway import Saved, Underway, begun
 from analysis.union import open_union
 from sweeper.durable import PARTIAL
 from sweeper.room import Room
-from tests.analysis.conftest import _write_trial
+from tests.analysis.conftest import _write_trial, watched_runs
 
 N_SAMPLES = 2500  # seven steps of the C kernel, a few of the others
 TILING = Tiling(17, 6)
@@ -139,17 +139,9 @@ def assert_same(path: Path, expected: tuple[np.ndarray, np.ndarray]) -> None:
 def go_on(sweep: Path, to: Path, how: str = "cpu", **options) -> tuple[list[str], list[int]]:
     """What is said, and from which sample on each square is read."""
     said: list[str] = []
-    firsts: list[int] = []
-    runs = Rows.runs
-
-    def seeing(self, shape, run, step, first):
-        firsts.append(first)
-        return runs(self, shape, run, step, first)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rows, "runs", seeing)
+    with watched_runs() as seen:
         fill(to, source(sweep, how, **options), TILING, ABOUT, say=said.append)
-    return said, firsts
+    return said, [first for _, first in seen]
 
 
 SCRIPT = """

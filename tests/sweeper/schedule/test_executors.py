@@ -214,7 +214,6 @@ def test_a_worker_that_hangs_is_replaced_and_its_trial_goes_on(
 def test_a_trial_that_is_too_slow_is_given_up_and_its_slot_serves_the_next(
     tmp_path: Path, plug_in: str, make_trial: MakeTrial
 ):
-    # How long the others may take is not limited by much: the machine may be slow.
     endless = make_trial(f"{plug_in}:hanging", mark=str(tmp_path / "endless"), always=True)
     next_one = make_trial()
     rules = Rules(time_limit=20)
